@@ -1,0 +1,16 @@
+"""The nodes, one file each."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from .config import QuantFluxConfig
+from .load_t5 import QuantFluxLoadT5
+from .load_transformer import QuantFluxLoadTransformer
+
+
+class QuantFluxExtension(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [QuantFluxConfig, QuantFluxLoadTransformer, QuantFluxLoadT5]
+
+
+async def comfy_entrypoint() -> QuantFluxExtension:
+    return QuantFluxExtension()

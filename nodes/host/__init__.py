@@ -1,0 +1,1 @@
+"""Everything that touches the host: the only place that imports comfy."""

@@ -1,0 +1,72 @@
+"""The host's own FLUX class around packed weights."""
+
+from __future__ import annotations
+
+import comfy.model_detection
+import comfy.model_management as memory
+import torch
+
+from ...quant_core.flux.config import PATCH_SIZE, FluxConfig
+from ...quant_core.layouts.int8 import require_int8
+from ...quant_core.memory import largest_weight_nbytes, planned_nbytes
+from ...quant_core.quantize import Source, load
+from .compute_dtype import transformer_dtype
+from .operations import operations
+from .patcher import PackedModelPatcher
+from .placement import make_room
+from .progress import progress_bar
+
+
+def load_flux_model(source: Source) -> PackedModelPatcher:
+    """Read, quantize and build a MODEL.
+
+    Raises:
+        ConfigError: the device cannot run the precision.
+        CheckpointError: the file cannot be read to the end.
+    """
+    device, offload_device = memory.get_torch_device(), memory.unet_offload_device()
+    if source.config.precision == "int8":
+        require_int8(device)
+    destination = make_room(device, offload_device, planned_nbytes(source), largest_weight_nbytes(source))
+    tensors = load(source, device, destination, progress_bar())
+    dtype = transformer_dtype(source.config.compute_dtype, tensors["img_in.weight"].dtype, device)
+
+    model_config = comfy.model_detection.model_config_from_unet_config(unet_config(source.model), tensors)
+    manual_cast = memory.unet_manual_cast(dtype, device, model_config.supported_inference_dtypes)
+    model_config.set_inference_dtype(dtype, manual_cast)
+    model_config.custom_operations = operations(source.config.compute_dtype)
+    model = model_config.get_model(tensors, "")
+    model.load_model_weights(tensors, "")
+
+    patcher = PackedModelPatcher(model, load_device=device, offload_device=offload_device)
+    if destination == device and not memory.is_device_cpu(device):
+        # in place already: tell the host, so that it counts the model and can unload it
+        patcher.patch_model(device)
+        memory.load_models_gpu([patcher], force_full_load=True)
+    return patcher
+
+
+def unet_config(config: FluxConfig) -> dict:
+    """``config`` in the terms of the host's ``Flux`` class, which counts channels before patching."""
+    return {
+        "image_model": "flux",
+        "in_channels": config.in_channels // PATCH_SIZE**2,
+        "out_channels": config.out_channels // PATCH_SIZE**2,
+        "patch_size": PATCH_SIZE,
+        "vec_in_dim": config.vec_in_dim,
+        "context_in_dim": config.context_in_dim,
+        "hidden_size": config.hidden_size,
+        "mlp_ratio": config.mlp_size / config.hidden_size,
+        "num_heads": config.num_heads,
+        "depth": config.depth,
+        "depth_single_blocks": config.depth_single_blocks,
+        "axes_dim": config.axes_dim,
+        "theta": 10000,
+        "qkv_bias": True,
+        "guidance_embed": config.guidance_embed,
+    }
+
+
+def diffusion_model(patcher: PackedModelPatcher) -> torch.nn.Module:
+    """The transformer inside a MODEL."""
+    return patcher.model.diffusion_model

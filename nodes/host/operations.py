@@ -1,0 +1,110 @@
+"""The layer classes that the host builds its models from, with a Linear that holds packed weights."""
+
+from __future__ import annotations
+
+import comfy.ops
+import torch
+
+from ...quant_core.layouts import dequantize, is_packed, plain_tensors
+from ...quant_core.linear import linear
+
+
+class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
+    """A Linear that takes its weight from the state dict as it comes, packed or plain.
+
+    Nothing is allocated before loading, so the 16-bit weight never exists. A packed weight is multiplied in
+    ``compute_dtype`` (in the dtype of the input, if None) and the result cast back; a plain one in the dtype of the
+    input, as the host does. ``weight_function`` and ``bias_function`` are the host's hooks for LoRA: they get the
+    dequantized weight at each use.
+    """
+
+    compute_dtype: torch.dtype | None = None
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.register_parameter("weight", None)
+        self.register_parameter("bias", None)
+
+    def extra_repr(self) -> str:
+        kind = self.weight.layout_cls.NAME if is_packed(self.weight) else "plain"
+        return f"in_features={self.in_features}, out_features={self.out_features}, {kind}"
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, unexpected, errors):
+        weight = state_dict.get(prefix + "weight")
+        if weight is None:
+            missing.append(prefix + "weight")
+            return
+        if tuple(weight.shape) != (self.out_features, self.in_features):
+            errors.append(
+                f"{prefix}weight has shape {tuple(weight.shape)}, expected {(self.out_features, self.in_features)}"
+            )
+            return
+        self.weight = _frozen(weight)
+        bias = state_dict.get(prefix + "bias")
+        if bias is not None:
+            self.bias = _frozen(bias)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        # the host sums these tensors to learn how much memory the layer takes: exactly what is held
+        if self.weight is not None:
+            data, *statistics = plain_tensors(self.weight)
+            destination[prefix + "weight"] = data
+            for i, tensor in enumerate(statistics):
+                destination[f"{prefix}weight.statistics.{i}"] = tensor
+        if self.bias is not None:
+            destination[prefix + "bias"] = self.bias
+
+    def _apply(self, fn, recurse=True):
+        # Module._apply sets param.data, which leaves the statistics of a packed weight behind
+        for name, parameter in self._parameters.items():
+            if parameter is not None:
+                moved = fn(parameter)
+                if moved is not parameter:
+                    self._parameters[name] = _frozen(moved)
+        return self
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        comfy.ops.run_every_op()
+        weight = _at(self.weight, x.device)
+        bias = None if self.bias is None else _at(self.bias, x.device)
+        dtype = x.dtype if self.compute_dtype is None or not is_packed(weight) else self.compute_dtype
+        if self.weight_function:
+            weight = _patched(dequantize(weight, dtype), self.weight_function)
+        if self.bias_function and bias is not None:
+            bias = _patched(bias.to(dtype), self.bias_function)
+        return linear(x.to(dtype), weight, bias).to(x.dtype)
+
+
+def operations(compute_dtype: torch.dtype | None) -> type:
+    """The host's layer classes with :class:`PackedLinear`, computing in ``compute_dtype``."""
+
+    class Linear(PackedLinear):
+        pass
+
+    Linear.compute_dtype = compute_dtype
+    return type("PackedOperations", (comfy.ops.manual_cast,), {"Linear": Linear})
+
+
+def packed_linears(model: torch.nn.Module) -> dict[str, PackedLinear]:
+    """The layers of ``model`` that hold a packed weight, by module name."""
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, PackedLinear) and is_packed(module.weight)
+    }
+
+
+def _frozen(tensor: torch.Tensor) -> torch.nn.Parameter:
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
+def _at(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    return tensor if tensor.device == device else tensor.to(device)
+
+
+def _patched(tensor: torch.Tensor, functions) -> torch.Tensor:
+    for function in functions:
+        tensor = function(tensor)
+    return tensor

@@ -1,0 +1,1 @@
+"""Quantization of FLUX and T5 weights, independent of any host."""

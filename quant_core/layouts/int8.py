@@ -1,0 +1,92 @@
+"""LLM.int8(): rows of 8-bit weights with one scale each, outlier columns multiplied in 16 bit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
+
+from ..errors import ConfigError
+
+FLOAT16_MAX = 65504.0
+MIN_COMPUTE_CAPABILITY = (7, 5)  # Turing: the first with int8 tensor cores
+
+
+class Int8Layout(QuantizedLayout):
+    """bitsandbytes' 8-bit format: ``qdata`` int8 ``(rows, columns)``, weight = ``qdata * scale / 127``."""
+
+    NAME = "QuantFluxInt8"
+
+    @dataclass(frozen=True)
+    class Params(BaseLayoutParams):
+        """``scale`` holds the float32 absmax of each row ``(rows,)``, called SCB by bitsandbytes."""
+
+        threshold: float = 6.0
+
+    @classmethod
+    def quantize(cls, tensor: torch.Tensor, threshold: float = 6.0) -> tuple[torch.Tensor, Params]:
+        """Pack a weight ``(rows, columns)`` on its own device. bitsandbytes rounds it to float16 first."""
+        qdata, scale, _ = torch.ops.bitsandbytes.int8_vectorwise_quant(tensor.to(torch.float16).contiguous())
+        return qdata, cls.Params(
+            scale=scale, orig_dtype=tensor.dtype, orig_shape=tuple(tensor.shape), threshold=threshold
+        )
+
+    @classmethod
+    def dequantize(cls, qdata: torch.Tensor, params: Params, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """The weight ``(rows, columns)`` in ``dtype``, by default the dtype it was quantized from."""
+        weight = torch.ops.bitsandbytes.int8_vectorwise_dequant(qdata, params.scale)
+        return weight.to(dtype or params.orig_dtype)
+
+    @classmethod
+    def linear(cls, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """``x (..., columns)`` times the weight by LLM.int8() arithmetic, in the dtype of ``x``.
+
+        Inputs beyond float16's range are limited to it before they are quantized, since bitsandbytes quantizes
+        float16; with a threshold they are outliers and multiplied unlimited.
+        Source: Dettmers et al., LLM.int8(), https://arxiv.org/abs/2208.07339; ``bitsandbytes.MatMul8bitLt``.
+        """
+        qdata, params = weight._qdata, weight._params
+        rows = x.reshape(-1, x.shape[-1])
+        half = rows if rows.dtype == torch.float16 else rows.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
+        quantized, row_scale, outliers = torch.ops.bitsandbytes.int8_vectorwise_quant(half, params.threshold)
+        if params.threshold > 0:
+            y, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
+                rows, quantized, qdata, row_scale, params.scale, outliers, bias
+            )
+        else:
+            y = torch.ops.bitsandbytes.int8_scaled_mm(
+                quantized, qdata, row_scale, params.scale, bias=bias, dtype=rows.dtype
+            )
+        return y.reshape(*x.shape[:-1], qdata.shape[0])
+
+    @classmethod
+    def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
+        return qtensor._qdata, qtensor._params.scale
+
+    @classmethod
+    def state_dict_tensors(cls, qdata: torch.Tensor, params: Params) -> dict[str, torch.Tensor]:
+        """The packed bytes and their row scales. bitsandbytes' files name the scales ``SCB``, beside the weight."""
+        return {"": qdata, ".SCB": params.scale}
+
+
+def require_int8(device: torch.device, capability: tuple[int, int] | None = None) -> None:
+    """Check that ``device`` can multiply in 8 bit.
+
+    Args:
+        capability: compute capability to check; by default that of ``device``.
+
+    Raises:
+        ConfigError: an NVIDIA card older than Turing.
+    """
+    if device.type != "cuda" or torch.version.hip:
+        return
+    capability = capability or torch.cuda.get_device_capability(device)
+    if capability < MIN_COMPUTE_CAPABILITY:
+        raise ConfigError(
+            f"precision int8 needs compute capability 7.5 (Turing) or newer, but {device} has "
+            f"{capability[0]}.{capability[1]}. Choose precision nf4, which runs on every card."
+        )
+
+
+register_layout_class(Int8Layout.NAME, Int8Layout)

@@ -1,0 +1,103 @@
+"""The T5 encoder's configuration, read from the shapes of a checkpoint's tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from .checkpoint import Checkpoint
+from .errors import CheckpointError
+from .flux.config import count_blocks
+from .shapes import shape_of
+
+BLOCK = "encoder.block."
+BUCKETS = 32  # relative-position buckets, the same in every T5
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes of a T5 v1.1 encoder, in the terms of transformers' ``T5Config``."""
+
+    d_model: int
+    d_kv: int
+    d_ff: int
+    num_heads: int
+    num_layers: int
+    vocab_size: int
+
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Linear module -> (rows, columns) of its weight.
+
+        ``wo``, which transformers always leaves at 16 bit, is among them. transformers keeps it because it casts
+        activations to ``wo.weight.dtype``, which a packed weight has not; nothing here does. Measured on the small
+        model's T5 (NF4, products in float32): see ``docs/quality.md``.
+        """
+        inner = self.d_kv * self.num_heads
+        shapes: dict[str, tuple[int, int]] = {}
+        for i in range(self.num_layers):
+            attention, feed_forward = f"{BLOCK}{i}.layer.0.SelfAttention", f"{BLOCK}{i}.layer.1.DenseReluDense"
+            shapes |= {f"{attention}.{name}": (inner, self.d_model) for name in "qkv"}
+            shapes |= {
+                f"{attention}.o": (self.d_model, inner),
+                f"{feed_forward}.wi_0": (self.d_ff, self.d_model),
+                f"{feed_forward}.wi_1": (self.d_ff, self.d_model),
+                f"{feed_forward}.wo": (self.d_model, self.d_ff),
+            }
+        return shapes
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor -> shape, for every tensor of the encoder."""
+        shapes: dict[str, tuple[int, ...]] = {
+            "shared.weight": (self.vocab_size, self.d_model),
+            "encoder.final_layer_norm.weight": (self.d_model,),
+            f"{BLOCK}0.layer.0.SelfAttention.relative_attention_bias.weight": (BUCKETS, self.num_heads),
+        }
+        shapes |= {f"{module}.weight": shape for module, shape in self.linear_shapes().items()}
+        for i in range(self.num_layers):
+            shapes |= {f"{BLOCK}{i}.layer.{part}.layer_norm.weight": (self.d_model,) for part in (0, 1)}
+        return shapes
+
+
+def read_t5_config(checkpoint: Checkpoint, names: Mapping[str, str]) -> T5Config:
+    """Derive the configuration from shapes alone.
+
+    Args:
+        names: tensor name -> name in the file.
+
+    Raises:
+        CheckpointError: the shapes are those of no T5 v1.1 encoder.
+    """
+
+    def shape(name: str) -> tuple[int, ...]:
+        return shape_of(checkpoint, names.get(name, name))
+
+    attention = f"{BLOCK}0.layer.0.SelfAttention"
+    vocab_size, d_model = shape("shared.weight")
+    num_heads = shape(f"{attention}.relative_attention_bias.weight")[1]
+    inner = shape(f"{attention}.q.weight")[0]
+    if inner % num_heads:
+        raise CheckpointError(
+            checkpoint.path,
+            f"has {num_heads} heads over {inner} attention channels, which no T5 has.",
+            "Choose a T5 v1.1 encoder, such as t5xxl_fp16.safetensors.",
+        )
+    return T5Config(
+        d_model=d_model,
+        d_kv=inner // num_heads,
+        d_ff=shape(f"{BLOCK}0.layer.1.DenseReluDense.wi_0.weight")[0],
+        num_heads=num_heads,
+        num_layers=count_blocks(names, BLOCK),
+        vocab_size=vocab_size,
+    )
+
+
+def t5_names(checkpoint: Checkpoint) -> dict[str, str]:
+    """Tensor names of the encoder, each with its name in the file. A decoder's tensors are left out.
+
+    transformers may store the embedding as ``encoder.embed_tokens`` instead of, or beside, ``shared``.
+    """
+    names = {name: name for name in checkpoint.tensors if name.startswith("encoder.") or name == "shared.weight"}
+    embedding = names.pop("encoder.embed_tokens.weight", None)
+    if embedding is not None:
+        names.setdefault("shared.weight", embedding)
+    return names
