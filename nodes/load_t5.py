@@ -21,9 +21,7 @@ class QuantFluxLoadT5(io.ComfyNode):
             category=CATEGORY,
             description="Reads a 16-bit T5 and quantizes it layer by layer while it is read; CLIP-L stays as stored.",
             inputs=[
-                io.Combo.Input(
-                    "t5_name", options=names, tooltip="T5-XXL (.safetensors) in the text_encoders folder."
-                ),
+                io.Combo.Input("t5_name", options=names, tooltip="T5-XXL (.safetensors) in the text_encoders folder."),
                 io.Combo.Input(
                     "clip_l_name", options=names, tooltip="CLIP-L (.safetensors) in the text_encoders folder."
                 ),

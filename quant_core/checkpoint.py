@@ -101,7 +101,9 @@ def _refuse_foreign_formats(path: str):
         with open(path, "rb") as file:
             start = file.read(9)
     except OSError as error:
-        raise CheckpointError(path, f"cannot be read ({error.strerror}).", "Check the path and its access rights.") from error
+        raise CheckpointError(
+            path, f"cannot be read ({error.strerror}).", "Check the path and its access rights."
+        ) from error
     if len(start) < 9:
         raise CheckpointError(path, "is empty.", _DAMAGED_REMEDY)
     # a safetensors header starts with its length, eight bytes, and a brace

@@ -116,7 +116,9 @@ class QuantConfig:
             ConfigError: the method is not bitsandbytes, or asks for 16-bit main weights, which are for training.
         """
         fields: Mapping[str, Any] = config if isinstance(config, Mapping) else config.to_dict()
-        method = getattr(fields.get("quant_method", "bitsandbytes"), "value", fields.get("quant_method", "bitsandbytes"))
+        method = getattr(
+            fields.get("quant_method", "bitsandbytes"), "value", fields.get("quant_method", "bitsandbytes")
+        )
         if method != "bitsandbytes":
             raise ConfigError(
                 f"quant_method is {method!r}, but only bitsandbytes can be read. Load the model's 16-bit files instead."

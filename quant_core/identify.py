@@ -23,7 +23,9 @@ class Kind:
 
 FLUX = Kind("double_blocks.0.img_attn.qkv.weight", "a FLUX transformer", "Load Quantized Transformer")
 T5 = Kind("encoder.block.0.layer.0.SelfAttention.q.weight", "a T5 text encoder", "Load Quantized T5, as t5_name")
-CLIP_L = Kind("text_model.encoder.layers.0.mlp.fc1.weight", "a CLIP-L text encoder", "Load Quantized T5, as clip_l_name")
+CLIP_L = Kind(
+    "text_model.encoder.layers.0.mlp.fc1.weight", "a CLIP-L text encoder", "Load Quantized T5, as clip_l_name"
+)
 
 # more telling first: a FLUX LoRA also names double_blocks
 _KINDS = (

@@ -8,9 +8,7 @@ import torch
 RESIDENT_STATES = (memory.VRAMState.NORMAL_VRAM, memory.VRAMState.HIGH_VRAM)
 
 
-def make_room(
-    device: torch.device, offload_device: torch.device, weights: int, largest_weight: int
-) -> torch.device:
+def make_room(device: torch.device, offload_device: torch.device, weights: int, largest_weight: int) -> torch.device:
     """Ask the host for room on ``device``, and say where the packed weights should go.
 
     Args:

@@ -55,6 +55,10 @@ def load_flux_clip(t5: Source, clip_l: Source) -> comfy.sd.CLIP:
     # the host made, and on some devices already registered, a patcher of its own: a second one for the same model
     # would look like a leak to it
     clip.patcher.__class__ = PackedModelPatcher
+    # where it registered it, it also measured the model, before the weights were there
+    clip.patcher.size = 0
+    if clip.patcher.loaded_size():
+        clip.patcher.model.model_loaded_weight_memory = clip.patcher.model_size()
     return clip
 
 

@@ -48,7 +48,7 @@ class Int8Layout(QuantizedLayout):
         """
         qdata, params = weight._qdata, weight._params
         rows = x.reshape(-1, x.shape[-1])
-        half = rows if rows.dtype == torch.float16 else rows.clamp(-FLOAT16_MAX, FLOAT16_MAX).to(torch.float16)
+        half = rows.to(torch.float16).clamp(-FLOAT16_MAX, FLOAT16_MAX)
         quantized, row_scale, outliers = torch.ops.bitsandbytes.int8_vectorwise_quant(half, params.threshold)
         if params.threshold > 0:
             y, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(

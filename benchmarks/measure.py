@@ -1,0 +1,132 @@
+"""Measures one variant in this process and prints one JSON line. ``compare.py`` runs it for many.
+
+1024×1024, euler, simple, cfg 1, guidance 3.5, 256 text tokens: 4352 tokens a step, through the host's sampler.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+
+GIB = 2**30
+TEXT_TOKENS = 256
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("variant")
+    parser.add_argument("checkpoint")
+    parser.add_argument("--reference", help="file of the latents to compare with; written if it is not there")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--reload", action="store_true", help="unload, sample again, and compare bit for bit")
+    return parser.parse_args()
+
+
+def start_host():
+    """Import the host as its own main.py would, from COMFYUI_PATH."""
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    sys.argv = sys.argv[:1]  # the host reads the command line too
+    import comfy.options
+
+    comfy.options.enable_args_parsing(False)
+    import comfy.cli_args
+    import torch
+
+    comfy.cli_args.args.cpu = not torch.cuda.is_available()
+
+
+def sample(model, arguments: argparse.Namespace):
+    """Latents, and the seconds of each step, synchronised."""
+    import comfy.sample
+    import torch
+
+    side = arguments.size // 8
+    latent = torch.zeros(1, 16, side, side)
+    noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    context = torch.randn(1, TEXT_TOKENS, 4096, generator=generator)
+    condition = [[context, {"pooled_output": torch.randn(1, 768, generator=generator), "guidance": 3.5}]]
+    seconds = []
+    last = time.perf_counter()
+
+    def on_step(step, denoised, x, total):
+        nonlocal last
+        synchronize()
+        now = time.perf_counter()
+        seconds.append(now - last)
+        last = now
+
+    result = comfy.sample.sample(
+        model, noise, arguments.steps, 1.0, "euler", "simple", condition, condition, latent,
+        disable_pbar=True, callback=on_step, seed=0,
+    )  # fmt: skip
+    return result, seconds
+
+
+def synchronize():
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def peak_gib() -> float:
+    import torch
+
+    return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
+
+
+def relative_error(result, path: str | None) -> float | None:
+    import torch
+
+    if path is None:
+        return None
+    if not os.path.exists(path):
+        torch.save(result, path)
+        return 0.0
+    reference = torch.load(path)
+    return ((result - reference).norm() / reference.norm()).item()
+
+
+def main():
+    arguments = parse()
+    start_host()
+    import comfy.model_management
+    import torch
+    from variants import VARIANTS
+
+    record = {"variant": arguments.variant, "size": arguments.size, "steps": arguments.steps}
+    with torch.inference_mode():
+        start = time.perf_counter()
+        model = VARIANTS[arguments.variant](arguments.checkpoint)
+        synchronize()
+        record["load_s"] = time.perf_counter() - start
+        record["peak_load_gib"] = peak_gib()
+        record["model_gib"] = model.model_size() / GIB
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        result, seconds = sample(model, arguments)
+        steady = seconds[2:] or seconds
+        record |= {
+            "step_s": statistics.median(steady),
+            "step_min_s": min(steady),
+            "step_max_s": max(steady),
+            "first_step_s": seconds[0],
+            "peak_gib": peak_gib(),
+            "finite": bool(result.isfinite().all()),
+            "rel_err": relative_error(result, arguments.reference),
+        }
+        if arguments.reload:
+            comfy.model_management.unload_all_models()
+            again, _ = sample(model, arguments)
+            record["bit_equal_after_reload"] = torch.equal(result, again)
+    print(json.dumps(record), flush=True)
+
+
+if __name__ == "__main__":
+    main()

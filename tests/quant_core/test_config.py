@@ -1,0 +1,80 @@
+import diffusers
+import pytest
+import torch
+import transformers
+from quantflux.quant_core.config import BLOCKSIZES, QuantConfig, parse_skip_modules
+from quantflux.quant_core.errors import ConfigError
+
+RECIPES = [
+    QuantConfig("nf4", torch.bfloat16),
+    QuantConfig("fp4", torch.float16, double_quant=True, skip_modules=("proj_out", "x_embedder")),
+    QuantConfig("nf4", torch.float32, double_quant=True),
+    QuantConfig("int8", int8_threshold=0.0),
+    QuantConfig("int8", int8_threshold=4.5, skip_modules=("proj_out",)),
+]
+
+
+@pytest.mark.parametrize("config", RECIPES, ids=QuantConfig.describe)
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_a_recipe_survives_the_libraries_own_class_and_its_json(config, library):
+    theirs = getattr(config, f"to_{library}")()
+    assert isinstance(theirs, {"diffusers": diffusers, "transformers": transformers}[library].BitsAndBytesConfig)
+    assert QuantConfig.from_hugging_face(theirs) == config
+    assert QuantConfig.from_hugging_face(theirs.to_dict()) == config
+
+
+@pytest.mark.parametrize("library", [diffusers, transformers])
+def test_the_libraries_defaults_are_read_as_they_mean_them(library):
+    assert QuantConfig.from_hugging_face(library.BitsAndBytesConfig(load_in_4bit=True)) == QuantConfig(
+        "fp4", compute_dtype=torch.float32
+    )
+    assert QuantConfig.from_hugging_face(library.BitsAndBytesConfig(load_in_8bit=True)) == QuantConfig("int8")
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"precision": "nf5"},
+        {"blocksize": 63},
+        {"blocksize": 8192},
+        {"compute_dtype": torch.int8},
+        {"int8_threshold": -1.0},
+        {"int8_threshold": float("nan")},
+        {"int8_threshold": float("inf")},
+    ],
+    ids=str,
+)
+def test_a_value_out_of_range_is_refused_by_name(fields):
+    (name,) = fields
+    with pytest.raises(ConfigError, match=name):
+        QuantConfig(**fields)
+
+
+@pytest.mark.parametrize(
+    ("wire", "message"),
+    [
+        ({"quant_method": "gptq", "load_in_4bit": True}, "gptq"),
+        ({"quant_method": "bitsandbytes"}, "load_in_4bit"),
+        ({"load_in_8bit": True, "llm_int8_has_fp16_weight": True}, "fp16_weight"),
+        ({"load_in_4bit": True, "bnb_4bit_compute_dtype": "int4"}, "compute_dtype"),
+    ],
+)
+def test_a_foreign_quantization_config_is_refused_with_the_reason(wire, message):
+    with pytest.raises(ConfigError, match=message):
+        QuantConfig.from_hugging_face(wire)
+
+
+@pytest.mark.parametrize("config", [QuantConfig("none"), QuantConfig("nf4", blocksize=128)], ids=QuantConfig.describe)
+def test_what_the_libraries_cannot_say_is_refused_rather_than_dropped(config):
+    with pytest.raises(ConfigError):
+        config.to_diffusers()
+
+
+def test_skip_modules_may_stand_on_lines_or_between_commas():
+    assert parse_skip_modules(" img_in,txt_in\n\n single_blocks.* ,") == ("img_in", "txt_in", "single_blocks.*")
+    assert parse_skip_modules("") == ()
+
+
+def test_every_blocksize_of_bitsandbytes_is_allowed():
+    for blocksize in BLOCKSIZES:
+        assert QuantConfig(blocksize=blocksize).blocksize == blocksize
