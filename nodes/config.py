@@ -2,7 +2,14 @@
 
 from comfy_api.latest import io
 
-from ..quant_core.config import BLOCKSIZES, COMPUTE_DTYPES, PRECISIONS, QuantConfig, parse_skip_modules
+from ..quant_core.config import (
+    BLOCKSIZES,
+    COMPUTE_DTYPES,
+    PRECISIONS,
+    QuantConfig,
+    named_compute_dtype,
+    parse_skip_modules,
+)
 from .types import CATEGORY, QuantConfigSocket
 
 
@@ -37,7 +44,7 @@ class QuantFluxConfig(io.ComfyNode):
                     "blocksize",
                     options=list(BLOCKSIZES),
                     default=64,
-                    tooltip="4 bit only: weights that share one scale. Smaller is closer to 16 bit and takes more memory.",
+                    tooltip="4 bit only: weights that share one scale. Smaller: closer to 16 bit, more memory.",
                 ),
                 io.Float.Input(
                     "int8_threshold",
@@ -71,7 +78,7 @@ class QuantFluxConfig(io.ComfyNode):
         return io.NodeOutput(
             QuantConfig(
                 precision=precision,
-                compute_dtype=COMPUTE_DTYPES.get(compute_dtype),
+                compute_dtype=named_compute_dtype(compute_dtype),  # older hosts let any text through
                 double_quant=double_quant,
                 blocksize=blocksize,
                 int8_threshold=int8_threshold,

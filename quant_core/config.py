@@ -148,6 +148,16 @@ def parse_skip_modules(text: str) -> tuple[str, ...]:
     return tuple(name for name in (part.strip() for part in re.split(r"[,\n]", text)) if name)
 
 
+def named_compute_dtype(name: str) -> torch.dtype | None:
+    """The dtype called ``name``; None for ``auto``.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    _require(name == "auto" or name in COMPUTE_DTYPES, "compute_dtype", name, ("auto", *COMPUTE_DTYPES))
+    return COMPUTE_DTYPES.get(name)
+
+
 def _dtype(value: str | torch.dtype | None) -> torch.dtype | None:
     """bitsandbytes' default, float32, when nothing is said."""
     if isinstance(value, torch.dtype):

@@ -31,7 +31,9 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
     tensors = load(source, device, destination, progress_bar())
     dtype = transformer_dtype(source.config.compute_dtype, tensors["img_in.weight"].dtype, device)
 
-    model_config = comfy.model_detection.model_config_from_unet_config(unet_config(source.model), tensors)
+    # what the host itself sees in the shapes; older ones assume FLUX.1-dev's heads, newer ones want fields of their own
+    detected = comfy.model_detection.detect_unet_config(tensors, "")
+    model_config = comfy.model_detection.model_config_from_unet_config(detected | unet_config(source.model), tensors)
     manual_cast = memory.unet_manual_cast(dtype, device, model_config.supported_inference_dtypes)
     model_config.set_inference_dtype(dtype, manual_cast)
     model_config.custom_operations = operations(source.config.compute_dtype)

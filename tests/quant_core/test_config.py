@@ -2,7 +2,7 @@ import diffusers
 import pytest
 import torch
 import transformers
-from quantflux.quant_core.config import BLOCKSIZES, QuantConfig, parse_skip_modules
+from quantflux.quant_core.config import BLOCKSIZES, QuantConfig, named_compute_dtype, parse_skip_modules
 from quantflux.quant_core.errors import ConfigError
 
 RECIPES = [
@@ -78,3 +78,10 @@ def test_skip_modules_may_stand_on_lines_or_between_commas():
 def test_every_blocksize_of_bitsandbytes_is_allowed():
     for blocksize in BLOCKSIZES:
         assert QuantConfig(blocksize=blocksize).blocksize == blocksize
+
+
+def test_a_compute_dtype_is_known_by_name_and_no_other_name_is_taken_for_auto():
+    assert named_compute_dtype("auto") is None
+    assert named_compute_dtype("float16") is torch.float16
+    with pytest.raises(ConfigError, match="int8.*bfloat16"):
+        named_compute_dtype("int8")

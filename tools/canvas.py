@@ -1,0 +1,50 @@
+"""The host's canvas in a headless browser."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import requests
+from comfy_host import ComfyHost, HostError
+from playwright.sync_api import Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+    "--no-first-run",
+]
+
+
+def browser_path() -> str:
+    """Return the path of an installed Chromium or Chrome; raise HostError if there is none."""
+    for name in BROWSERS:
+        if path := shutil.which(name):
+            return path
+    raise HostError(f"there is no browser: none of {', '.join(BROWSERS)} is installed.")
+
+
+@contextmanager
+def canvas(host: ComfyHost, node_id: str) -> Iterator[Page]:
+    """A page that shows the host's canvas, ready once the node `node_id` is known to it."""
+    # else a dialog with templates covers the canvas at the first visit
+    requests.post(f"{host.client.url}/api/settings/Comfy.TutorialCompleted", json=True, timeout=60).raise_for_status()
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
+        try:
+            page = browser.new_page(viewport={"width": 1800, "height": 1000})
+            page.goto(host.client.url)
+            page.wait_for_function(
+                "node => Boolean(window.app?.extensionManager && window.LiteGraph?.registered_node_types[node])",
+                arg=node_id,
+                timeout=120_000,
+            )
+            yield page
+        finally:
+            browser.close()
