@@ -8,19 +8,16 @@ classes load. Linear widths are multiples of 64 so that blockwise 4-bit and int8
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny, FluxTransformer2DModel
 from einops import rearrange
+from quantflux.quant_core.flux import names
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5TokenizerFast
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from quant_core.flux import names  # noqa: E402
 
 FLUX = {
     "attention_head_dim": 128,

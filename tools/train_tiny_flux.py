@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import random
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import shape_scenes as scenes
@@ -25,18 +23,11 @@ import tiny_flux as tiny
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
+from tiny_flux_data import ATTRIBUTES, FlowBatch, Pool, caption_rows, draw_pool, flow_batch, picked, signed
 from torch import Tensor, nn
+from training_loop import Average, Report, adamw, clock, descend, replayed
 
-EMPTY_SHARE = 0.1  # of captions replaced by "", which trains the unconditional flow
-LOWEST_GUIDANCE, HIGHEST_GUIDANCE = 1.0, 5.0
 EVAL_SEED = 20
-ATTRIBUTES = {
-    "shape": scenes.SHAPES,
-    "colour": scenes.COLOURS,
-    "size": scenes.SIZES,
-    "position": scenes.POSITIONS,
-    "background": scenes.BACKGROUNDS,
-}
 
 
 def arguments() -> argparse.Namespace:
@@ -71,148 +62,7 @@ def arguments() -> argparse.Namespace:
     return args
 
 
-# ---- data ----
-
-
-@dataclass
-class Pool:
-    """Pictures ``(n, 3, 128, 128)`` in bytes and their captions' tokens. The last caption is the empty one.
-
-    ``said`` ``(n + 1, 5)`` numbers what each caption says of shape, colour, size, position and background, 0 where it
-    says nothing. What the encoders make of them follows once these are trained.
-    """
-
-    pictures: Tensor
-    t5_ids: Tensor
-    clip_ids: Tensor
-    said: Tensor
-    latents: Tensor | None = None
-    text: Tensor | None = None
-    pooled: Tensor | None = None
-
-
-def draw_pool(n: int, tokenizers: tiny.Tokenizers, seed: int, device: str) -> Pool:
-    rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
-    drawn = [scenes.random_scene(rng) for _ in range(n)]
-    pictures = torch.empty(n, 3, scenes.PICTURE, scenes.PICTURE, dtype=torch.uint8, device=device)
-    for start in range(0, n, 512):
-        batch = scenes.draw(drawn[start : start + 512], device=device, generator=generator)
-        pictures[start : start + 512] = (batch * 255).round().byte()
-    captions = [scenes.caption(scene, rng) for scene in drawn] + [""]
-    ids = [part.to(device) for part in tokenizers(captions)]
-    said = [said_attributes(scene, text) for scene, text in zip(drawn, captions, strict=False)] + [
-        [0] * len(ATTRIBUTES)
-    ]
-    return Pool(pictures, *ids, torch.tensor(said, device=device))
-
-
-def said_attributes(scene: scenes.Scene, text: str) -> list[int]:
-    """For each of ``ATTRIBUTES`` the number of ``scene``'s value, counted from 1, or 0 if ``text`` does not say it."""
-    numbers = []
-    for name, values in ATTRIBUTES.items():
-        value = getattr(scene, name)
-        said = "background" in text if name == "background" else value in text.lower()
-        numbers.append((list(values).index(value) + 1) * said)
-    return numbers
-
-
-def signed(pictures: Tensor) -> Tensor:
-    """Bytes -> -1..1, in the memory layout that convolutions like."""
-    return (pictures.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
-
-
-def picked(n: int, batch: int, device: str) -> Tensor:
-    return torch.randint(n, (batch,), device=device)
-
-
 # ---- training ----
-
-
-def clock(name: str, minutes: float, optimizer: torch.optim.Optimizer, rate: float, hold: float) -> Iterator[float]:
-    """Yields the share of ``minutes`` gone before each step, sets the learning rate, and reports the speed.
-
-    The rate rises over 200 steps, holds until the share ``hold``, then falls to zero in a straight line.
-    """
-    start, steps, share = time.monotonic(), 0, 0.0
-    while share < 1 and minutes > 0:
-        warm, fall = min(1.0, (steps + 1) / 200), min(1.0, (1 - share) / (1 - hold))
-        for group in optimizer.param_groups:
-            group["lr"].fill_(rate * min(warm, fall))
-        yield share
-        steps += 1
-        if steps % 10 == 0 and torch.cuda.is_available():
-            torch.cuda.synchronize()
-        share = (time.monotonic() - start) / (60 * minutes)
-    print(f"{name}: {steps} steps in {time.monotonic() - start:.0f} s", flush=True)
-
-
-class Report:
-    """Prints the mean of the losses every ``every`` seconds, so that the device rarely waits for the host."""
-
-    def __init__(self, name: str, every: float = 10.0) -> None:
-        self.name, self.every, self.last, self.losses = name, every, time.monotonic(), []
-
-    def __call__(self, loss: Tensor) -> None:
-        self.losses.append(loss.detach().clone())  # a replayed step writes into the same tensor
-        if time.monotonic() - self.last > self.every:
-            print(f"{self.name}: loss {torch.stack(self.losses).mean():.5f} over {len(self.losses)} steps", flush=True)
-            self.last, self.losses = time.monotonic(), []
-
-
-class Average:
-    """Exponential moving average of the parameters of ``modules``."""
-
-    def __init__(self, modules: list[nn.Module], decay: float = 0.999) -> None:
-        self.live = [p for module in modules for p in module.parameters()]
-        self.mean = [p.detach().clone() for p in self.live]
-        self.decay = decay
-
-    @torch.no_grad()
-    def update(self) -> None:
-        torch._foreach_lerp_(self.mean, self.live, 1 - self.decay)
-
-    @torch.no_grad()
-    def put_in_place(self) -> None:
-        torch._foreach_copy_(self.live, self.mean)
-
-
-def descend(loss: Tensor, optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-
-
-def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    on_gpu = parameters[0].is_cuda
-    rate = torch.zeros((), device=parameters[0].device)  # a tensor, so that a replayed step sees it change
-    return torch.optim.AdamW(
-        parameters, rate, betas=(0.9, 0.98), weight_decay=0.01, fused=on_gpu or None, capturable=on_gpu
-    )
-
-
-def replayed(step: Callable[[], Tensor], args: argparse.Namespace) -> Callable[[], Tensor]:
-    """``step`` recorded as a CUDA graph: of a model this small, launching the kernels takes longer than running them.
-
-    Whatever ``step`` reads must stay where it is, and whatever it gives back is overwritten by the next call.
-    """
-    if args.eager or not args.device.startswith("cuda"):
-        return step
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(5):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return loss
-
-    return replay
 
 
 def train_vae(taef: nn.Module, pool: Pool, args: argparse.Namespace, autocast: Callable) -> None:
@@ -268,12 +118,6 @@ def train_text(model: tiny.TinyFlux, pool: Pool, args: argparse.Namespace, autoc
         report(loss)
 
 
-def caption_rows(rows: Tensor, pool: Pool) -> Tensor:
-    """``rows`` with a share of them replaced by the row of the empty caption."""
-    drop = torch.rand(rows.shape, device=rows.device) < EMPTY_SHARE
-    return torch.where(drop, len(pool.said) - 1, rows)
-
-
 @torch.no_grad()
 def encode_captions(model: tiny.TinyFlux, pool: Pool) -> None:
     """Fills ``pool.text`` and ``pool.pooled``, with the encoders' weights rounded as they will be exported."""
@@ -284,34 +128,6 @@ def encode_captions(model: tiny.TinyFlux, pool: Pool) -> None:
     encoded = [tiny.encode_text(model, *ids) for ids in batches]
     pool.text = torch.cat([text.bfloat16() for text, _ in encoded])
     pool.pooled = torch.cat([pooled for _, pooled in encoded])
-
-
-@dataclass
-class FlowBatch:
-    noisy: Tensor
-    t: Tensor
-    guidance: Tensor
-    target: Tensor
-    text: Tensor
-    pooled: Tensor
-
-    def take(self, other: FlowBatch) -> None:
-        """Overwrite this batch by another, in place."""
-        for name, tensor in vars(self).items():
-            tensor.copy_(getattr(other, name))
-
-
-def flow_batch(pool: Pool, args: argparse.Namespace) -> FlowBatch:
-    n = args.flow_batch
-    rows = picked(len(pool.latents), n, args.device)
-    latents = pool.latents[rows]
-    noise = torch.randn_like(latents)
-    t = tiny.shifted(torch.rand(n, device=args.device).clamp_min(1e-4))
-    level = t[:, None, None, None]
-    guidance = LOWEST_GUIDANCE + (HIGHEST_GUIDANCE - LOWEST_GUIDANCE) * torch.rand(n, device=args.device)
-    captions = caption_rows(rows, pool)
-    noisy = (1 - level) * latents + level * noise
-    return FlowBatch(noisy, t, guidance, noise - latents, pool.text[captions].float(), pool.pooled[captions])
 
 
 def train_transformer(
