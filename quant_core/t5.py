@@ -29,8 +29,10 @@ class T5Config:
         """Linear module -> (rows, columns) of its weight.
 
         ``wo``, which transformers always leaves at 16 bit, is among them. transformers keeps it because it casts
-        activations to ``wo.weight.dtype``, which a packed weight has not; nothing here does. Measured on the small
-        model's T5 (NF4, products in float32): see ``docs/quality.md``.
+        activations to ``wo.weight.dtype``, which a packed weight has not; nothing here does. Measured on the T5 of
+        ``tests/assets/tiny_flux``, 20 prompts, products in float32 on a CPU, relative error of the text states
+        with ``wo`` packed / left: nf4 0.100 / 0.096, fp4 0.133 / 0.118, int8 0.0136 / 0.0115. It is a third of a
+        T5's linear weights. To leave it, put ``wo`` on the skip list.
         """
         inner = self.d_kv * self.num_heads
         shapes: dict[str, tuple[int, int]] = {}
