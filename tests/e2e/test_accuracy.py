@@ -4,7 +4,7 @@ import pytest
 from prompt_accuracy import prompt_accuracy
 
 # Fewer pictures than the 200 of the model's card, for time: on 2 cores one takes 1.5 to 2.5 s.
-COUNT = 60
+COUNT = 40
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,9 @@ def accuracy(client):
     return measure
 
 
-def test_at_16_bit_95_of_100_pictures_are_right(accuracy):
-    assert accuracy("none") >= 95
+def test_at_16_bit_the_small_model_draws_what_its_card_says(accuracy):
+    # the card has 94.5 % over 200 prompts; 40 of them may be luckier or less so by two pictures
+    assert accuracy("none") >= 94.5 - 5
 
 
 def test_int8_is_within_1_point_of_16_bit(accuracy):
