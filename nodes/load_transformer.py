@@ -4,9 +4,10 @@ from comfy_api.latest import io
 
 from ..quant_core.checkpoint import open_checkpoint
 from ..quant_core.config import QuantConfig
+from ..quant_core.identify import FLUX
 from ..quant_core.quantize import flux_source
 from .host.flux_model import diffusion_model, load_flux_model
-from .host.folders import TRANSFORMERS, file_names, file_path, fingerprint
+from .host.folders import TRANSFORMERS, chosen_fingerprint, chosen_path, file_names
 from .report import loaded
 from .types import CATEGORY, QuantConfigSocket
 
@@ -28,17 +29,23 @@ class QuantFluxLoadTransformer(io.ComfyNode):
                 QuantConfigSocket.Input(
                     "config", optional=True, tooltip="From Quantization Config. Without one: nf4, bfloat16 products."
                 ),
+                io.String.Input(
+                    "hub_repo",
+                    default="",
+                    optional=True,
+                    tooltip="A Hugging Face repository, owner/name or owner/name@revision: used instead of model_name.",
+                ),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, config: QuantConfig | None = None):
-        return fingerprint(TRANSFORMERS, model_name)
+    def fingerprint_inputs(cls, model_name: str, config: QuantConfig | None = None, hub_repo: str = ""):
+        return chosen_fingerprint(TRANSFORMERS, model_name, hub_repo)
 
     @classmethod
-    def execute(cls, model_name: str, config: QuantConfig | None = None) -> io.NodeOutput:
-        checkpoint = open_checkpoint(file_path(TRANSFORMERS, model_name))
+    def execute(cls, model_name: str, config: QuantConfig | None = None, hub_repo: str = "") -> io.NodeOutput:
+        checkpoint = open_checkpoint(chosen_path(TRANSFORMERS, model_name, hub_repo, FLUX))
         source = flux_source(checkpoint, config or QuantConfig())
         model = load_flux_model(source)
         return io.NodeOutput(model, ui=loaded(source.config, diffusion_model(model)))
