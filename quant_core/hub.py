@@ -135,7 +135,12 @@ def _parsed(hub_repo: str) -> tuple[str, str | None]:
     name, at, revision = hub_repo.partition("@")
     try:
         validate_repo_id(name)
-        valid = name.count("/") == 1 and (not at or _REVISION.fullmatch(revision) and ".." not in revision)
+        # some versions let a name end in a line break
+        valid = (
+            name.count("/") == 1
+            and name == name.strip()
+            and (not at or _REVISION.fullmatch(revision) and ".." not in revision)
+        )
     except HFValidationError:
         valid = False
     if not valid:
