@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..quant_core.checkpoint import open_checkpoint
 from ..quant_core.config import QuantConfig
 from ..quant_core.identify import T5
-from ..quant_core.quantize import clip_l_source, t5_source
+from ..quant_core.source import clip_l_source, t5_source
 from .host.folders import TEXT_ENCODERS, chosen_fingerprint, chosen_path, file_names, file_path, fingerprint
 from .host.text_encoder import load_flux_clip
 from .report import loaded

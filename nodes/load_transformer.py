@@ -5,7 +5,7 @@ from comfy_api.latest import io
 from ..quant_core.checkpoint import open_checkpoint
 from ..quant_core.config import QuantConfig
 from ..quant_core.identify import FLUX
-from ..quant_core.quantize import flux_source
+from ..quant_core.source import flux_source
 from .host.flux_model import diffusion_model, load_flux_model
 from .host.folders import TRANSFORMERS, chosen_fingerprint, chosen_path, file_names
 from .report import loaded

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .checkpoint import Checkpoint
+from .assembly import Assembly
 from .errors import CheckpointError
 from .flux.config import count_blocks
 from .shapes import shape_of
@@ -24,23 +25,27 @@ class ClipLConfig:
     max_position_embeddings: int
 
 
-def read_clip_l_config(checkpoint: Checkpoint) -> ClipLConfig:
+def read_clip_l_config(path: str, tensors: Mapping[str, Assembly]) -> ClipLConfig:
     """Derive the configuration from shapes alone.
+
+    Args:
+        path: the file, for messages.
+        tensors: by transformers' names.
 
     Raises:
         CheckpointError: the shapes are those of no CLIP text encoder.
     """
-    positions, hidden = shape_of(checkpoint, "text_model.embeddings.position_embedding.weight")
+    positions, hidden = shape_of(path, tensors, "text_model.embeddings.position_embedding.weight")
     if hidden % HEAD_DIM:
         raise CheckpointError(
-            checkpoint.path,
+            path,
             f"has hidden size {hidden}, which is no multiple of {HEAD_DIM}.",
             "Choose a CLIP-L text encoder, such as clip_l.safetensors.",
         )
     return ClipLConfig(
         hidden_size=hidden,
-        intermediate_size=shape_of(checkpoint, f"{LAYER}0.mlp.fc1.weight")[0],
+        intermediate_size=shape_of(path, tensors, f"{LAYER}0.mlp.fc1.weight")[0],
         num_attention_heads=hidden // HEAD_DIM,
-        num_hidden_layers=count_blocks(checkpoint.tensors, LAYER),
+        num_hidden_layers=count_blocks(tensors, LAYER),
         max_position_embeddings=positions,
     )

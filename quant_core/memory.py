@@ -10,7 +10,7 @@ import torch
 from .config import QuantConfig
 from .layouts import nbytes
 from .layouts.four_bit import NESTED_BLOCKSIZE
-from .quantize import Source
+from .source import Source
 
 FLOAT32 = 4
 
@@ -31,19 +31,14 @@ def packed_nbytes(shape: tuple[int, int], config: QuantConfig) -> int:
 def planned_nbytes(source: Source) -> int:
     """Bytes that the model of ``source`` will take."""
     total = 0
-    for name, stored_name in source.names.items():
-        info = source.checkpoint.tensors[stored_name]
-        if name in source.packed:
-            total += packed_nbytes(info.shape, source.config)
-        else:
-            total += math.prod(info.shape) * info.dtype.itemsize
+    for name, tensor in source.tensors.items():
+        total += packed_nbytes(tensor.shape, source.config) if name in source.packed else tensor.nbytes
     return total
 
 
 def largest_weight_nbytes(source: Source) -> int:
-    """Bytes of the largest tensor as stored: what quantizing, or multiplying by it, needs besides the model."""
-    infos = (source.checkpoint.tensors[name] for name in source.names.values())
-    return max(math.prod(info.shape) * info.dtype.itemsize for info in infos)
+    """Bytes of the largest tensor at 16 bit: what quantizing, or multiplying by it, needs besides the model."""
+    return max(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in source.tensors.values())
 
 
 def model_nbytes(tensors: Iterable[torch.Tensor]) -> tuple[int, int]:

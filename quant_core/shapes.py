@@ -1,24 +1,22 @@
-"""Holding a checkpoint's header against the shapes that its configuration asks for."""
+"""Holding a checkpoint's tensors against the shapes that a model's configuration asks for."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
-
-from .checkpoint import Checkpoint, TensorInfo
+from .assembly import Assembly
 from .errors import CheckpointError
-
-SIXTEEN_BIT = (torch.bfloat16, torch.float16, torch.float32)
+from .stored.plain import SIXTEEN_BIT
 
 
 def require_shapes(
-    checkpoint: Checkpoint, names: Mapping[str, str], expected: Mapping[str, tuple[int, ...]], what: str
+    path: str, tensors: Mapping[str, Assembly], expected: Mapping[str, tuple[int, ...]], what: str
 ) -> None:
-    """Check that every expected tensor is there, of its shape and of a 16- or 32-bit float dtype.
+    """Check that every expected tensor is there, of its shape, and packed or of a 16- or 32-bit float dtype.
 
     Args:
-        names: model name -> name in the file.
+        path: the file, for the message.
+        tensors: by the model's names.
         expected: model name -> shape.
         what: the model, for the message.
 
@@ -26,40 +24,42 @@ def require_shapes(
         CheckpointError: naming the first tensor that is missing or wrong.
     """
     for name, shape in expected.items():
-        if name not in names:
+        if name not in tensors:
             raise CheckpointError(
-                checkpoint.path,
+                path,
                 f"lacks the tensor {name} of {what}.",
-                "The file is incomplete: download it again, or choose another.",
+                "The file is incomplete, or one part of a model in several files (then choose its folder): "
+                "download it again, or choose another.",
             )
-        info = checkpoint.tensors[names[name]]
-        if info.shape != shape:
+        tensor = tensors[name]
+        if tensor.shape != shape:
             raise CheckpointError(
-                checkpoint.path,
-                f"has the tensor {names[name]} in shape {info.shape}, but {what} needs {shape}.",
+                path,
+                f"has the tensor {tensor.name} in shape {tensor.shape}, but {what} needs {shape}.",
                 "Choose a file of this model.",
             )
-        if info.dtype not in SIXTEEN_BIT:
-            found = "an unknown dtype" if info.dtype is None else str(info.dtype).removeprefix("torch.")
+        wrong = next((part for part in tensor.parts if part.dtype not in SIXTEEN_BIT), None)
+        if wrong is not None:
+            found = "an unknown dtype" if wrong.dtype is None else str(wrong.dtype).removeprefix("torch.")
             raise CheckpointError(
-                checkpoint.path,
-                f"stores {names[name]} as {found}, which cannot be quantized.",
-                "Use the model's bfloat16, float16 or float32 file.",
+                path,
+                f"stores {wrong.name} as {found}, which cannot be read as a weight.",
+                "Use the model's bfloat16, float16 or float32 file, or one that bitsandbytes packed.",
             )
 
 
-def shape_of(checkpoint: Checkpoint, name: str, dimensions: int = 2) -> tuple[int, ...]:
+def shape_of(path: str, tensors: Mapping[str, Assembly], name: str, dimensions: int = 2) -> tuple[int, ...]:
     """The shape of one tensor that a configuration is read from.
 
     Raises:
         CheckpointError: it is missing, or has another number of dimensions.
     """
-    info: TensorInfo | None = checkpoint.tensors.get(name)
-    if info is None or len(info.shape) != dimensions or 0 in info.shape:
-        found = "is missing" if info is None else f"has shape {info.shape}"
+    tensor = tensors.get(name)
+    if tensor is None or len(tensor.shape) != dimensions or 0 in tensor.shape:
+        found = "is missing" if tensor is None else f"has shape {tensor.shape}"
         raise CheckpointError(
-            checkpoint.path,
+            path,
             f"cannot be understood: the tensor {name} {found}.",
             "The file is incomplete or of another model: choose another.",
         )
-    return info.shape
+    return tensor.shape

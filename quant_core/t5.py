@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .checkpoint import Checkpoint
+from .assembly import Assembly
 from .errors import CheckpointError
 from .flux.config import count_blocks
 from .shapes import shape_of
+from .stored import Contents
 
 BLOCK = "encoder.block."
 BUCKETS = 32  # relative-position buckets, the same in every T5
@@ -60,18 +61,19 @@ class T5Config:
         return shapes
 
 
-def read_t5_config(checkpoint: Checkpoint, names: Mapping[str, str]) -> T5Config:
+def read_t5_config(path: str, tensors: Mapping[str, Assembly]) -> T5Config:
     """Derive the configuration from shapes alone.
 
     Args:
-        names: tensor name -> name in the file.
+        path: the file, for messages.
+        tensors: by transformers' names.
 
     Raises:
         CheckpointError: the shapes are those of no T5 v1.1 encoder.
     """
 
     def shape(name: str) -> tuple[int, ...]:
-        return shape_of(checkpoint, names.get(name, name))
+        return shape_of(path, tensors, name)
 
     attention = f"{BLOCK}0.layer.0.SelfAttention"
     vocab_size, d_model = shape("shared.weight")
@@ -79,7 +81,7 @@ def read_t5_config(checkpoint: Checkpoint, names: Mapping[str, str]) -> T5Config
     inner = shape(f"{attention}.q.weight")[0]
     if inner % num_heads:
         raise CheckpointError(
-            checkpoint.path,
+            path,
             f"has {num_heads} heads over {inner} attention channels, which no T5 has.",
             "Choose a T5 v1.1 encoder, such as t5xxl_fp16.safetensors.",
         )
@@ -88,18 +90,18 @@ def read_t5_config(checkpoint: Checkpoint, names: Mapping[str, str]) -> T5Config
         d_kv=inner // num_heads,
         d_ff=shape(f"{BLOCK}0.layer.1.DenseReluDense.wi_0.weight")[0],
         num_heads=num_heads,
-        num_layers=count_blocks(names, BLOCK),
+        num_layers=count_blocks(tensors, BLOCK),
         vocab_size=vocab_size,
     )
 
 
-def t5_names(checkpoint: Checkpoint) -> dict[str, str]:
-    """Tensor names of the encoder, each with its name in the file. A decoder's tensors are left out.
+def encoder_tensors(contents: Contents, prefix: str) -> dict[str, Assembly]:
+    """The encoder's tensors, without their ``prefix``. A decoder's tensors are left out.
 
     transformers may store the embedding as ``encoder.embed_tokens`` instead of, or beside, ``shared``.
     """
-    names = {name: name for name in checkpoint.tensors if name.startswith("encoder.") or name == "shared.weight"}
-    embedding = names.pop("encoder.embed_tokens.weight", None)
+    tensors = {name[len(prefix) :]: Assembly((tensor,)) for name, tensor in contents.tensors.items()}
+    embedding = tensors.pop("encoder.embed_tokens.weight", None)
     if embedding is not None:
-        names.setdefault("shared.weight", embedding)
-    return names
+        tensors.setdefault("shared.weight", embedding)
+    return {name: t for name, t in tensors.items() if name.startswith("encoder.") or name == "shared.weight"}

@@ -9,7 +9,8 @@ import torch
 from ...quant_core.flux.config import PATCH_SIZE, FluxConfig
 from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.memory import largest_weight_nbytes, planned_nbytes
-from ...quant_core.quantize import Source, load
+from ...quant_core.quantize import load
+from ...quant_core.source import Source
 from .compute_dtype import transformer_dtype
 from .operations import operations
 from .patcher import PackedModelPatcher

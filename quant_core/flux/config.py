@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from ..checkpoint import Checkpoint
+from ..assembly import Assembly
 from ..errors import CheckpointError
 from ..shapes import shape_of
 from .names import LINEARS, NORMS, native_names
@@ -87,24 +87,25 @@ class FluxConfig:
         return shapes
 
 
-def read_flux_config(checkpoint: Checkpoint, names: Mapping[str, str]) -> FluxConfig:
+def read_flux_config(path: str, tensors: Mapping[str, Assembly]) -> FluxConfig:
     """Derive the configuration from shapes alone.
 
     Args:
-        names: native tensor name -> name in the file.
+        path: the file, for messages.
+        tensors: by native names.
 
     Raises:
         CheckpointError: the shapes are those of no FLUX.
     """
 
     def shape(native: str, dimensions: int = 2) -> tuple[int, ...]:
-        return shape_of(checkpoint, names.get(native, native), dimensions)
+        return shape_of(path, tensors, native, dimensions)
 
     hidden, in_channels = shape("img_in.weight")
     (head_dim,) = shape("double_blocks.0.img_attn.norm.query_norm.scale", 1)
     if hidden % head_dim or head_dim % 16 or in_channels % PATCH_SIZE**2:
         raise CheckpointError(
-            checkpoint.path,
+            path,
             f"has hidden size {hidden}, head dimension {head_dim} and {in_channels} input channels, which no FLUX has.",
             "Choose a file of a FLUX.1 model.",
         )
@@ -116,9 +117,9 @@ def read_flux_config(checkpoint: Checkpoint, names: Mapping[str, str]) -> FluxCo
         mlp_size=shape("double_blocks.0.img_mlp.0.weight")[0],
         context_in_dim=shape("txt_in.weight")[1],
         vec_in_dim=shape("vector_in.in_layer.weight")[1],
-        depth=count_blocks(names, "double_blocks."),
-        depth_single_blocks=count_blocks(names, "single_blocks."),
-        guidance_embed="guidance_in.in_layer.weight" in names,
+        depth=count_blocks(tensors, "double_blocks."),
+        depth_single_blocks=count_blocks(tensors, "single_blocks."),
+        guidance_embed="guidance_in.in_layer.weight" in tensors,
     )
 
 

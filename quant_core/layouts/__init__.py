@@ -2,6 +2,17 @@
 
 from .four_bit import FourBitLayout
 from .int8 import Int8Layout
-from .packed import dequantize, is_packed, nbytes, plain_tensors, quantize
+from .packed import concatenate, dequantize, is_packed, nbytes, plain_tensors, quantize, rows, swap_halves
 
-__all__ = ["FourBitLayout", "Int8Layout", "dequantize", "is_packed", "nbytes", "plain_tensors", "quantize"]
+__all__ = [
+    "FourBitLayout",
+    "Int8Layout",
+    "concatenate",
+    "dequantize",
+    "is_packed",
+    "nbytes",
+    "plain_tensors",
+    "quantize",
+    "rows",
+    "swap_halves",
+]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import bitsandbytes.functional as bnb
@@ -111,6 +113,63 @@ class FourBitLayout(QuantizedLayout):
             params.absmax_8bit,
             params.absmax_code,
             params.absmax_offset,
+        )
+
+    @classmethod
+    def concatenate(cls, weights: Sequence[QuantizedTensor]) -> tuple[torch.Tensor, Params] | None:
+        """The rows of several weights under each other, bit-equal when dequantized.
+
+        Nested statistics are expanded to float32 first, since each weight has an offset of its own. None where blocks
+        would have to be cut: the weights differ in quant_type, blocksize or columns, or one ends within a block.
+        """
+        params = [weight._params for weight in weights]
+        if not cls.concatenable([(p.orig_shape, p.quant_type, p.blocksize) for p in params]):
+            return None
+        joined = cls.Params(
+            scale=torch.cat([cls.absmax(p) for p in params]),
+            orig_dtype=params[0].orig_dtype,
+            orig_shape=(sum(p.orig_shape[0] for p in params), params[0].orig_shape[1]),
+            quant_type=params[0].quant_type,
+            blocksize=params[0].blocksize,
+        )
+        return torch.cat([weight._qdata for weight in weights]), joined
+
+    @staticmethod
+    def concatenable(weights: Sequence[tuple[tuple[int, int], str, int]]) -> bool:
+        """Whether weights of these (shape, quant_type, blocksize) can be stacked without being unpacked."""
+        (_, columns), *recipe = weights[0]
+        return all(shape[1] == columns and rest == recipe for shape, *rest in weights) and all(
+            shape[0] * columns % blocksize == 0 for shape, _, blocksize in weights[:-1]
+        )
+
+    @classmethod
+    def rows(cls, weight: QuantizedTensor, start: int, stop: int) -> tuple[torch.Tensor, Params] | None:
+        """Rows ``start`` to ``stop`` of a weight, bit-equal when dequantized; None where that cuts a block.
+
+        Nested statistics stay nested where the rows begin at a block of them, else they are expanded to float32.
+        """
+        params = weight._params
+        columns = params.orig_shape[1]
+        first, last = start * columns, stop * columns
+        if first % params.blocksize or (last % params.blocksize and stop != params.orig_shape[0]):
+            return None
+        block, end = first // params.blocksize, -(-last // params.blocksize)
+        data = weight._qdata.reshape(-1, 1)[first // 2 : -(-last // 2)]
+        shape = (stop - start, columns)
+        if not params.nested or block % NESTED_BLOCKSIZE:
+            absmax = cls.absmax(params)[block:end]
+            return data, cls.Params(
+                scale=absmax,
+                orig_dtype=params.orig_dtype,
+                orig_shape=shape,
+                quant_type=params.quant_type,
+                blocksize=params.blocksize,
+            )
+        return data, dataclasses.replace(
+            params,
+            orig_shape=shape,
+            scale=params.scale[block // NESTED_BLOCKSIZE : -(-end // NESTED_BLOCKSIZE)],
+            absmax_8bit=params.absmax_8bit[block:end],
         )
 
     @classmethod

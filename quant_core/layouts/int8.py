@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -59,6 +61,25 @@ class Int8Layout(QuantizedLayout):
                 quantized, qdata, row_scale, params.scale, bias=bias, dtype=rows.dtype
             )
         return y.reshape(*x.shape[:-1], qdata.shape[0])
+
+    @classmethod
+    def concatenate(cls, weights: Sequence[QuantizedTensor]) -> tuple[torch.Tensor, Params] | None:
+        """The rows of several weights under each other: exact. None where their columns or thresholds differ."""
+        params = [weight._params for weight in weights]
+        if len({(p.orig_shape[1], p.threshold) for p in params}) > 1:
+            return None
+        rows = sum(p.orig_shape[0] for p in params)
+        joined = dataclasses.replace(
+            params[0], scale=torch.cat([p.scale for p in params]), orig_shape=(rows, params[0].orig_shape[1])
+        )
+        return torch.cat([weight._qdata for weight in weights]), joined
+
+    @classmethod
+    def rows(cls, weight: QuantizedTensor, start: int, stop: int) -> tuple[torch.Tensor, Params]:
+        """Rows ``start`` to ``stop`` of a weight: exact."""
+        params = weight._params
+        shape = (stop - start, params.orig_shape[1])
+        return weight._qdata[start:stop], dataclasses.replace(params, scale=params.scale[start:stop], orig_shape=shape)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
@@ -42,6 +44,37 @@ def dequantize(weight: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if is_packed(weight):
         return weight.layout_cls.dequantize(weight._qdata, weight._params, dtype)
     return weight.to(dtype)
+
+
+def concatenate(weights: Sequence[torch.Tensor]) -> torch.Tensor | None:
+    """The rows of several weights under each other: packed weights stay packed, and dequantize to the same bits.
+
+    Returns:
+        None where that cannot be: some are packed and others not, or their blocks do not fit together.
+    """
+    if len(weights) == 1:
+        return weights[0]
+    if not any(map(is_packed, weights)):
+        return torch.cat(tuple(weights))
+    if not all(map(is_packed, weights)) or len({weight._layout_cls for weight in weights}) > 1:
+        return None
+    joined = weights[0].layout_cls.concatenate(weights)
+    return joined and QuantizedTensor(joined[0], weights[0]._layout_cls, joined[1])
+
+
+def rows(weight: torch.Tensor, start: int, stop: int) -> torch.Tensor | None:
+    """Rows ``start`` to ``stop`` of a weight, packed as it is; None where a quantization block would be cut."""
+    if not is_packed(weight):
+        return weight[start:stop]
+    part = weight.layout_cls.rows(weight, start, stop)
+    return part and QuantizedTensor(part[0], weight._layout_cls, part[1])
+
+
+def swap_halves(weight: torch.Tensor) -> torch.Tensor | None:
+    """``weight`` with the two halves of its rows exchanged, packed as it is; None where a block would be cut."""
+    middle, end = weight.shape[0] // 2, weight.shape[0]
+    halves = rows(weight, middle, end), rows(weight, 0, middle)
+    return None if any(half is None for half in halves) else concatenate(halves)
 
 
 def plain_tensors(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:

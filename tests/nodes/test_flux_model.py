@@ -11,7 +11,8 @@ from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.layouts import dequantize
 from quantflux.quant_core.memory import planned_nbytes
-from quantflux.quant_core.quantize import flux_source, load
+from quantflux.quant_core.quantize import load
+from quantflux.quant_core.source import flux_source
 from safetensors.torch import save_file
 
 CONFIGS = [

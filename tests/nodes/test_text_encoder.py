@@ -6,7 +6,8 @@ from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.layouts import dequantize, nbytes
 from quantflux.quant_core.memory import packed_nbytes
-from quantflux.quant_core.quantize import clip_l_source, load, t5_source
+from quantflux.quant_core.quantize import load
+from quantflux.quant_core.source import clip_l_source, t5_source
 from small_models import random_clip_l, random_t5
 
 CONFIGS = [QuantConfig("none"), QuantConfig("nf4"), QuantConfig("fp4"), QuantConfig("int8")]

@@ -1,7 +1,8 @@
 import pytest
-from quantflux.quant_core.checkpoint import Checkpoint, TensorInfo
+from quantflux.quant_core.checkpoint import Checkpoint
 from quantflux.quant_core.errors import CheckpointError
-from quantflux.quant_core.identify import FLUX, T5, identify, require_kind, transformer_names
+from quantflux.quant_core.header import TensorInfo
+from quantflux.quant_core.identify import CLIP_L, FLUX, T5, find, identify
 
 FILES = {
     "a FLUX transformer": ["double_blocks.0.img_attn.qkv.weight", "img_in.weight"],
@@ -10,11 +11,7 @@ FILES = {
     "a LoRA": ["lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"],
     "a VAE": ["decoder.up.0.block.0.conv1.weight"],
     "a small VAE (TAESD)": ["taesd_decoder.1.weight"],
-    "already packed by bitsandbytes": [
-        "double_blocks.0.img_attn.qkv.weight",
-        "double_blocks.0.img_attn.qkv.weight.quant_state.bitsandbytes__nf4",
-    ],
-    "a FLUX transformer in diffusers' layout": ["single_transformer_blocks.0.attn.to_q.weight"],
+    "a FLUX transformer under diffusers' names": ["single_transformer_blocks.0.proj_mlp.weight"],
 }
 
 
@@ -34,7 +31,7 @@ def test_an_unknown_file_is_not_guessed():
 @pytest.mark.parametrize("description", [name for name in FILES if name != FLUX.description])
 def test_another_file_in_the_transformers_place_is_named_with_what_loads_it(description):
     with pytest.raises(CheckpointError) as error:
-        require_kind(checkpoint(FILES[description]), FLUX)
+        find(checkpoint(FILES[description]), FLUX)
     message = str(error.value)
     assert message.startswith("some_file.safetensors: is " + description)
     assert "for this file use" in message
@@ -42,11 +39,16 @@ def test_another_file_in_the_transformers_place_is_named_with_what_loads_it(desc
 
 def test_an_unknown_file_is_refused_by_what_it_lacks():
     with pytest.raises(CheckpointError, match="no tensor named encoder.block.0"):
-        require_kind(checkpoint(["weight"]), T5)
+        find(checkpoint(["weight"]), T5)
 
 
-@pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model."])
-def test_the_transformer_is_found_under_every_usual_prefix_and_alone(prefix):
-    names = [prefix + name for name in FILES["a FLUX transformer"]]
-    found = transformer_names(checkpoint([*names, "vae.decoder.up.0.weight"] if prefix else names))
-    assert found == {name.removeprefix(prefix): name for name in names}
+@pytest.mark.parametrize("kind", [FLUX, T5, CLIP_L], ids=lambda kind: kind.description)
+def test_a_model_is_found_under_every_usual_prefix(kind):
+    for prefix in kind.prefixes:
+        names = [prefix + name for name in FILES[kind.description]]
+        assert find(checkpoint([*names, "vae.decoder.up.0.weight"]), kind) == (kind, prefix)
+
+
+def test_each_model_of_an_all_in_one_checkpoint_is_found():
+    names = [kind.prefixes[1] + kind.marker for kind in (FLUX, T5, CLIP_L)]
+    assert [find(checkpoint(names), kind)[0] for kind in (FLUX, T5, CLIP_L)] == [FLUX, T5, CLIP_L]

@@ -13,7 +13,8 @@ from quantflux.quant_core.errors import CheckpointError
 from quantflux.quant_core.flux.names import diffusers_parts
 from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors, quantize
 from quantflux.quant_core.memory import model_nbytes, planned_nbytes
-from quantflux.quant_core.quantize import flux_source, load, t5_source
+from quantflux.quant_core.quantize import load
+from quantflux.quant_core.source import flux_source, t5_source
 from safetensors.torch import load_file, save_file
 
 CONFIGS = [
@@ -136,7 +137,7 @@ def test_progress_counts_every_tensor_and_may_end_the_loading(flux_file):
 
     with pytest.raises(KeyboardInterrupt):
         load(source, progress=cancel_at_ten)
-    assert seen == [(i, len(source.names)) for i in range(1, 11)]
+    assert seen == [(i, len(source.tensors)) for i in range(1, 11)]
 
 
 def changed(flux_file, tmp_path, change):

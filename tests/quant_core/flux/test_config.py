@@ -3,10 +3,11 @@ import dataclasses
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from quantflux.quant_core.checkpoint import Checkpoint, TensorInfo
+from quantflux.quant_core.assembly import Assembly
 from quantflux.quant_core.errors import CheckpointError
 from quantflux.quant_core.flux.config import FluxConfig, read_flux_config
 from quantflux.quant_core.flux.names import native_state_dict
+from quantflux.quant_core.stored.plain import Plain
 from small_models import FLUX_SIZES
 
 DEV = FluxConfig(
@@ -30,12 +31,9 @@ MODELS = {
 }
 
 
-def header(shapes) -> Checkpoint:
-    return Checkpoint("flux.safetensors", {n: TensorInfo(tuple(s), torch.bfloat16) for n, s in shapes.items()})
-
-
 def read(shapes) -> FluxConfig:
-    return read_flux_config(header(shapes), {name: name for name in shapes})
+    tensors = {name: Assembly((Plain(name, tuple(shape), torch.bfloat16),)) for name, shape in shapes.items()}
+    return read_flux_config("flux.safetensors", tensors)
 
 
 @pytest.mark.parametrize("config", MODELS.values(), ids=MODELS)

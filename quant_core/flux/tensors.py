@@ -1,0 +1,71 @@
+"""The native tensors of a FLUX transformer, out of a checkpoint under native or diffusers' names."""
+
+from __future__ import annotations
+
+import logging
+
+from ..assembly import Assembly
+from ..errors import CheckpointError
+from ..stored import Contents
+from .config import count_blocks
+from .names import LINEARS, NORMS, SWAPPED_HALVES, diffusers_parts, native_names
+
+logger = logging.getLogger(__name__)
+
+
+def native_tensors(contents: Contents, prefix: str) -> dict[str, Assembly]:
+    """A single file's tensors, without their ``prefix``."""
+    return {name[len(prefix) :]: Assembly((tensor,)) for name, tensor in contents.tensors.items()}
+
+
+def fused_tensors(contents: Contents) -> dict[str, Assembly]:
+    """Native tensors, each made of the diffusers tensors that it stacks. Modules that are missing whole are left out.
+
+    Raises:
+        CheckpointError: a module has some of its parts and lacks others, or they do not fit together.
+    """
+    stored = contents.tensors
+    double_blocks = count_blocks(stored, "transformer_blocks.")
+    single_blocks = count_blocks(stored, "single_transformer_blocks.")
+    tensors: dict[str, Assembly] = {}
+    for module in native_names(LINEARS, double_blocks, single_blocks):
+        parts = diffusers_parts(module)
+        for leaf in ("weight", "bias"):
+            names = [f"{part}.{leaf}" for part in parts]
+            missing = [name for name in names if name not in stored]
+            if len(missing) == len(names):
+                continue
+            if missing:
+                raise CheckpointError(
+                    contents.path,
+                    f"lacks the tensor {missing[0]}, but has {next(n for n in names if n in stored)}.",
+                    "The model is incomplete: download it again, or choose another.",
+                )
+            fused = Assembly(tuple(stored[name] for name in names), swapped=module in SWAPPED_HALVES)
+            _require_fitting(contents, fused)
+            tensors[f"{module}.{leaf}"] = fused
+    for native, diffusers in NORMS.items():
+        for i in range(double_blocks if native.startswith("double") else single_blocks):
+            if diffusers.format(i) in stored:
+                tensors[native.format(i)] = Assembly((stored[diffusers.format(i)],))
+    for name, tensor in tensors.items():
+        if tensor.unpacked:
+            kinds = ", ".join(f"{part.name} ({part.packing or 'not packed'})" for part in tensor.parts)
+            logger.info(
+                "%s: %s cannot stay packed, because its parts differ or its blocks run across them: %s. It is kept at "
+                "16 bit with their exact values.",
+                contents.checkpoint.name, name, kinds,
+            )  # fmt: skip
+    return tensors
+
+
+def _require_fitting(contents: Contents, fused: Assembly):
+    first = fused.parts[0]
+    for part in fused.parts:
+        if not part.shape or part.shape[1:] != first.shape[1:]:
+            raise CheckpointError(
+                contents.path,
+                f"has the tensors {first.name} of shape {first.shape} and {part.name} of shape {part.shape}, which "
+                "cannot be rows of one layer.",
+                "The model is damaged or no FLUX: choose another.",
+            )

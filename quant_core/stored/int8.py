@@ -1,0 +1,81 @@
+"""LLM.int8() weights as bitsandbytes stores them: ``X.weight`` int8, ``X.SCB`` and perhaps ``X.weight_format``."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from comfy_kitchen.tensor import QuantizedTensor
+
+from ..checkpoint import Reader
+from ..errors import CheckpointError
+from ..header import TensorInfo
+from ..layouts import Int8Layout
+
+SCALES = ".SCB"
+FORMAT = ".weight_format"
+ROW_MAJOR = 0  # the others are GPU layouts that bitsandbytes gave up
+DAMAGED_REMEDY = "The file is damaged, or was not written by bitsandbytes: download it again, or use another."
+
+
+@dataclass(frozen=True)
+class Int8:
+    """A packed weight ``(rows, columns)``, checked against the file's header. bitsandbytes packs from float16; which
+    dtype the model had is not stored, and ``dtype`` is what the model's plain tensors have."""
+
+    path: str
+    name: str
+    shape: tuple[int, int]
+    dtype: torch.dtype = torch.bfloat16
+
+    packing = "int8"
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) + 4 * self.shape[0]
+
+    @property
+    def expanded_nbytes(self) -> int:
+        return self.nbytes
+
+    def read(self, reader: Reader, device: torch.device) -> QuantizedTensor:
+        """The packed weight on ``device``, with LLM.int8()'s default threshold.
+
+        Raises:
+            CheckpointError: a scale is no finite number.
+        """
+        scale_name = self.name.removesuffix(".weight") + SCALES
+        scale = reader.get_tensor(scale_name)
+        if not scale.isfinite().all():
+            raise CheckpointError(self.path, f"has values in {scale_name} that are not finite.", DAMAGED_REMEDY)
+        params = Int8Layout.Params(scale=scale.to(device), orig_dtype=self.dtype, orig_shape=self.shape)
+        return QuantizedTensor(reader.get_tensor(self.name).to(device), Int8Layout.NAME, params)
+
+
+def int8(path: str, name: str, tensors: Mapping[str, TensorInfo], reader: Reader) -> Int8:
+    """The packed weight ``name``.
+
+    Raises:
+        CheckpointError: its scales do not fit it, or it is in a layout that bitsandbytes no longer writes.
+    """
+    module = name.removesuffix(".weight")
+    weight, scale = tensors[name], tensors[module + SCALES]
+    if len(weight.shape) != 2 or scale.shape != weight.shape[:1] or scale.dtype is not torch.float32:
+        raise CheckpointError(
+            path,
+            f"cannot unpack {name}: it has shape {weight.shape}, and its scales {module}{SCALES} are {scale.shape} of "
+            f"{scale.dtype}, not one float32 for each row.",
+            DAMAGED_REMEDY,
+        )
+    form = tensors.get(module + FORMAT)
+    if form is not None:
+        usable = form.dtype is torch.uint8 and math.prod(form.shape) == 1
+        if not usable or reader.get_tensor(module + FORMAT).item() != ROW_MAJOR:
+            raise CheckpointError(
+                path,
+                f"stores {name} in a layout of old bitsandbytes versions ({module}{FORMAT}).",
+                "Pack the model again with a bitsandbytes of today.",
+            )
+    return Int8(path, name, weight.shape)
