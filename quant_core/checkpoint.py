@@ -59,13 +59,21 @@ class Reader:
         """One tensor on the CPU, mapped from its file.
 
         Raises:
-            CheckpointError: the file cannot be read any more.
+            CheckpointError: the file cannot be read any more, or is not the one whose header was read.
         """
-        path = self._tensors[name].file
+        info = self._tensors[name]
+        path = info.file
         with explained(path):
             if path not in self._open:
                 self._open[path] = self._files.enter_context(safe_open(path, framework="pt"))
-            return self._open[path].get_tensor(name)
+            tensor = self._open[path].get_tensor(name)
+        if tuple(tensor.shape) != info.shape or (info.dtype is not None and tensor.dtype != info.dtype):
+            raise CheckpointError(path, f"was changed while it was read, at {name}.", "Load it again.")
+        return tensor
+
+    def get(self, name: str, device: torch.device) -> torch.Tensor:
+        """One tensor on ``device``; on the CPU it stays mapped."""
+        return self.get_tensor(name).to(device)
 
 
 def open_checkpoint(path: str | os.PathLike, component: str = "") -> Checkpoint:

@@ -9,6 +9,7 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
 from .layouts import Int8Layout, is_packed, quantize
+from .read_ahead import read_ahead
 from .source import Source
 
 Progress = Callable[[int, int], None]
@@ -40,7 +41,9 @@ def load(
     device = torch.device(device)
     destination = torch.device(destination or device)
     tensors: dict[str, torch.Tensor] = {}
-    with source.checkpoint.reader() as reader:
+    checkpoint = source.checkpoint
+    names = [part.name for tensor in source.tensors.values() for part in tensor.parts]
+    with checkpoint.reader() as mapped, read_ahead(mapped, checkpoint.tensors, names, device) as reader:
         for done, (name, assembly) in enumerate(source.tensors.items(), start=1):
             if name in source.packed:
                 packed = quantize(assembly.read(reader, device), source.config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -27,6 +28,7 @@ STATE = ".quant_state.bitsandbytes__"
 STATISTICS = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 LARGEST_STATE = 4096  # bytes; real ones take about 150
 LARGEST_SIDE = 2**20  # rows or columns
+LARGEST_OFFSET = torch.finfo(torch.float32).max
 DAMAGED_REMEDY = "The file is damaged, or was not written by bitsandbytes: download it again, or use another."
 
 
@@ -75,19 +77,19 @@ class FourBit:
         """The packed weight on ``device``.
 
         Raises:
-            CheckpointError: its code table is not bitsandbytes' own, or a statistic is no finite number.
+            CheckpointError: its code table is not bitsandbytes' own, or a statistic makes weights that are not finite.
         """
 
         def statistic(suffix: str) -> torch.Tensor:
-            tensor = reader.get_tensor(self.name + suffix)
+            tensor = reader.get(self.name + suffix, device)
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise CheckpointError(
                     self.path, f"has values in {self.name}{suffix} that are not finite.", DAMAGED_REMEDY
                 )
             return tensor
 
-        code = bnb.get_4bit_type(self.quant_type, device="cpu")
-        # other writers round the table; its values are 0.08 apart and more
+        code = bnb.get_4bit_type(self.quant_type, device=device)
+        # other writers may round the table; its values are 0.005 apart and more
         if not torch.allclose(statistic(".quant_map"), code, atol=1e-4):
             raise CheckpointError(
                 self.path,
@@ -97,12 +99,24 @@ class FourBit:
         nested: dict[str, Any] = {}
         if self.nested:
             nested = {
-                "absmax_8bit": statistic(".absmax").to(device),
-                "absmax_code": statistic(".nested_quant_map").to(device),
+                "absmax_8bit": statistic(".absmax"),
+                "absmax_code": statistic(".nested_quant_map"),
                 "absmax_offset": torch.tensor(self.nested_offset, dtype=torch.float32, device=device),
             }
+        scale_name = ".nested_absmax" if self.nested else ".absmax"
+        scale = statistic(scale_name)
+        # Below zero is no fault: nested statistics, once expanded, may be so in a block of zeros.
+        largest = scale.abs().max()
+        if self.nested:
+            largest = largest * nested["absmax_code"].abs().max() + nested["absmax_offset"].abs()
+        if not largest <= torch.finfo(self.dtype).max:
+            raise CheckpointError(
+                self.path,
+                f"has values in {self.name}{scale_name} that are too large for {_dtype_name(self.dtype)} weights.",
+                DAMAGED_REMEDY,
+            )
         params = FourBitLayout.Params(
-            scale=statistic(".nested_absmax" if self.nested else ".absmax").to(device),
+            scale=scale,
             orig_dtype=self.dtype,
             orig_shape=self.shape,
             quant_type=self.quant_type,
@@ -110,8 +124,8 @@ class FourBit:
             **nested,
         )
         # quant_storage may have been any dtype; the bytes are the same
-        data = reader.get_tensor(self.name).view(torch.uint8).reshape(-1, 1)
-        return QuantizedTensor(data.to(device), FourBitLayout.NAME, params)
+        data = reader.get(self.name, device).reshape(-1).view(torch.uint8).reshape(-1, 1)
+        return QuantizedTensor(data, FourBitLayout.NAME, params)
 
 
 def four_bit(path: str, name: str, state_name: str, tensors: Mapping[str, TensorInfo], reader: Reader) -> FourBit:
@@ -135,15 +149,15 @@ def four_bit(path: str, name: str, state_name: str, tensors: Mapping[str, Tensor
     state = _state(path, state_name, tensors, reader)
     quant_type = state_name.rpartition("__")[2]
     if quant_type not in FOUR_BIT or state.get("quant_type") != quant_type:
-        refuse(state_name, f"says quant_type {state.get('quant_type')!r}")
+        refuse(state_name, f"says quant_type {reprlib.repr(state.get('quant_type'))}")
     shape, blocksize, dtype = state.get("shape"), state.get("blocksize"), state.get("dtype")
     sides = shape if isinstance(shape, list) and len(shape) == 2 else [0]
     if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in sides):
-        refuse(state_name, f"says shape {shape!r}")
+        refuse(state_name, f"says shape {reprlib.repr(shape)}")
     if type(blocksize) is not int or blocksize not in BLOCKSIZES:
-        refuse(state_name, f"says blocksize {blocksize!r}")
-    if dtype not in COMPUTE_DTYPES:
-        refuse(state_name, f"says dtype {dtype!r}")
+        refuse(state_name, f"says blocksize {reprlib.repr(blocksize)}")
+    if not isinstance(dtype, str) or dtype not in COMPUTE_DTYPES:
+        refuse(state_name, f"says dtype {reprlib.repr(dtype)}")
 
     weight = tensors[name]
     numbers = math.prod(shape)
@@ -155,12 +169,14 @@ def four_bit(path: str, name: str, state_name: str, tensors: Mapping[str, Tensor
     nested_offset = None
     if name + ".nested_absmax" in tensors or "nested_offset" in state:
         nested_offset = state.get("nested_offset")
-        if type(nested_offset) not in (int, float) or not math.isfinite(nested_offset):
-            refuse(state_name, f"says nested_offset {nested_offset!r}")
+        # written so that NaN fails too
+        if type(nested_offset) not in (int, float) or not abs(nested_offset) <= LARGEST_OFFSET:
+            refuse(state_name, f"says nested_offset {reprlib.repr(nested_offset)}")
         if state.get("nested_blocksize") != NESTED_BLOCKSIZE or state.get("nested_dtype") != "float32":
             refuse(
                 state_name,
-                f"says nested_blocksize {state.get('nested_blocksize')!r} of {state.get('nested_dtype')!r}, "
+                f"says nested_blocksize {reprlib.repr(state.get('nested_blocksize'))} of "
+                f"{reprlib.repr(state.get('nested_dtype'))}, "
                 f"but bitsandbytes only has {NESTED_BLOCKSIZE} of float32",
             )
         require(".absmax", (blocks,), torch.uint8)

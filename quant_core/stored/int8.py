@@ -13,9 +13,12 @@ from ..checkpoint import Reader
 from ..errors import CheckpointError
 from ..header import TensorInfo
 from ..layouts import Int8Layout
+from ..layouts.int8 import FLOAT16_MAX
 
 SCALES = ".SCB"
 FORMAT = ".weight_format"
+# bitsandbytes packs from float16; so even -128 times scale / 127 stays within it
+LARGEST_SCALE = FLOAT16_MAX * 127 / 128
 ROW_MAJOR = 0  # the others are GPU layouts that bitsandbytes gave up
 DAMAGED_REMEDY = "The file is damaged, or was not written by bitsandbytes: download it again, or use another."
 
@@ -44,14 +47,19 @@ class Int8:
         """The packed weight on ``device``, with LLM.int8()'s default threshold.
 
         Raises:
-            CheckpointError: a scale is no finite number.
+            CheckpointError: a scale is no magnitude that float16 has.
         """
         scale_name = self.name.removesuffix(".weight") + SCALES
-        scale = reader.get_tensor(scale_name)
-        if not scale.isfinite().all():
-            raise CheckpointError(self.path, f"has values in {scale_name} that are not finite.", DAMAGED_REMEDY)
-        params = Int8Layout.Params(scale=scale.to(device), orig_dtype=self.dtype, orig_shape=self.shape)
-        return QuantizedTensor(reader.get_tensor(self.name).to(device), Int8Layout.NAME, params)
+        scale = reader.get(scale_name, device)
+        # written so that NaN fails too
+        if not ((scale >= 0) & (scale <= LARGEST_SCALE)).all():
+            raise CheckpointError(
+                self.path,
+                f"has values in {scale_name} that are not finite, negative, or too large for float16.",
+                DAMAGED_REMEDY,
+            )
+        params = Int8Layout.Params(scale=scale, orig_dtype=self.dtype, orig_shape=self.shape)
+        return QuantizedTensor(reader.get(self.name, device), Int8Layout.NAME, params)
 
 
 def int8(path: str, name: str, tensors: Mapping[str, TensorInfo], reader: Reader) -> Int8:

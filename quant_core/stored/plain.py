@@ -35,7 +35,7 @@ class Plain:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, reader: Reader, device: torch.device) -> torch.Tensor:
-        return reader.get_tensor(self.name).to(device)
+        return reader.get(self.name, device)
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Float8:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self, reader: Reader, device: torch.device) -> torch.Tensor:
-        weight = reader.get_tensor(self.name).to(device)
+        weight = reader.get(self.name, device)
         if self.scale_name is None:
             return weight.to(self.dtype)
         scale = reader.get_tensor(self.scale_name).to(device, torch.float32)
