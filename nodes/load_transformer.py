@@ -2,12 +2,10 @@
 
 from comfy_api.latest import io
 
-from ..quant_core.checkpoint import open_checkpoint
 from ..quant_core.config import QuantConfig
-from ..quant_core.identify import FLUX
 from ..quant_core.source import flux_source
 from .host.flux_model import diffusion_model, load_flux_model
-from .host.folders import TRANSFORMERS, chosen_fingerprint, chosen_path, file_names
+from .host.folders import TRANSFORMERS, chosen, chosen_fingerprint, names
 from .report import loaded
 from .types import CATEGORY, QuantConfigSocket
 
@@ -19,15 +17,20 @@ class QuantFluxLoadTransformer(io.ComfyNode):
             node_id="QuantFluxLoadTransformer",
             display_name="Load Quantized Transformer",
             category=CATEGORY,
-            description="Reads a 16-bit FLUX file and quantizes it layer by layer while it is read.",
+            description="Reads FLUX and quantizes it layer by layer while it is read; a model that bitsandbytes packed "
+            "already keeps its own quantization.",
             inputs=[
                 io.Combo.Input(
                     "model_name",
-                    options=file_names(TRANSFORMERS),
-                    tooltip="A FLUX transformer (.safetensors) in the diffusion_models folder.",
+                    options=names(TRANSFORMERS),
+                    tooltip="A FLUX transformer: a .safetensors file in diffusion_models, an all-in-one file in "
+                    "checkpoints, or a diffusers folder in diffusers or diffusion_models. 16-bit, fp8, or packed by "
+                    "bitsandbytes.",
                 ),
                 QuantConfigSocket.Input(
-                    "config", optional=True, tooltip="From Quantization Config. Without one: nf4, bfloat16 products."
+                    "config",
+                    optional=True,
+                    tooltip="From Quantization Config. Without one: the model's own quantization, or nf4.",
                 ),
                 io.String.Input(
                     "hub_repo",
@@ -45,7 +48,6 @@ class QuantFluxLoadTransformer(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, config: QuantConfig | None = None, hub_repo: str = "") -> io.NodeOutput:
-        checkpoint = open_checkpoint(chosen_path(TRANSFORMERS, model_name, hub_repo, FLUX))
-        source = flux_source(checkpoint, config or QuantConfig())
+        source = flux_source(chosen(TRANSFORMERS, model_name, hub_repo), config)
         model = load_flux_model(source)
         return io.NodeOutput(model, ui=loaded(source.config, diffusion_model(model)))

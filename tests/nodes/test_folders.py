@@ -1,0 +1,100 @@
+"""What the combos of the loaders offer, in the host's own model folders."""
+
+import json
+import os
+
+import folder_paths
+import pytest
+import small_models
+import torch
+from quantflux.nodes.host.folders import CLIP_LS, FROM_HUB, T5S, TRANSFORMERS, chosen, chosen_fingerprint, names
+from quantflux.quant_core.errors import ConfigError
+from safetensors.torch import load_file, save_file
+
+
+@pytest.fixture
+def models(tmp_path, monkeypatch):
+    """Empty model folders of a host: a function from a folder's key to its path."""
+    for key in ("diffusion_models", "text_encoders", "checkpoints", "diffusers"):
+        (tmp_path / key).mkdir()
+        extensions = folder_paths.folder_names_and_paths[key][1]
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, key, ([str(tmp_path / key)], extensions))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+@pytest.fixture
+def pipeline(models):
+    """A pipeline as diffusers lays it out, its transformer in several files."""
+    folder = models / "diffusers" / "maker" / "FLUX-small"
+    with torch.inference_mode(False):
+        small_models.random_flux().save_pretrained(folder / "transformer", max_shard_size="1MB")
+        small_models.random_t5(vocab_size=32128).save_pretrained(folder / "text_encoder_2")
+        small_models.random_clip_l().save_pretrained(folder / "text_encoder")
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
+    return folder
+
+
+def test_with_nothing_there_only_the_hub_is_offered(models):
+    assert names(TRANSFORMERS) == names(T5S) == [FROM_HUB]
+    assert names(CLIP_LS, hub=False) == []
+
+
+def test_a_pipeline_is_offered_once_and_gives_each_loader_its_part(pipeline):
+    assert names(TRANSFORMERS) == names(T5S) == ["maker/FLUX-small", FROM_HUB]
+    opened = chosen(TRANSFORMERS, "maker/FLUX-small")
+    assert opened.path == str(pipeline / "transformer")
+    assert len({info.file for info in opened.tensors.values()}) > 2
+    assert chosen(T5S, "maker/FLUX-small").path == str(pipeline / "text_encoder_2")
+    assert chosen(CLIP_LS, "maker/FLUX-small").path == str(pipeline / "text_encoder")
+
+
+def test_a_model_folder_is_offered_in_place_of_its_files(models, flux_file):
+    folder = models / "diffusion_models" / "flux folder"
+    small_models.random_flux().save_pretrained(folder, max_shard_size="1MB")
+    os.symlink(flux_file, models / "diffusion_models" / "flux.safetensors")
+    assert names(TRANSFORMERS) == ["flux.safetensors", "flux folder", FROM_HUB]
+    assert chosen(TRANSFORMERS, "flux folder").config["_class_name"] == "FluxTransformer2DModel"
+
+
+def test_folders_of_other_models_are_not_offered(models):
+    other = models / "diffusers" / "controlnet"
+    other.mkdir()
+    (other / "config.json").write_text(json.dumps({"_class_name": "FluxControlNetModel"}))
+    broken = models / "diffusers" / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{")
+    assert names(TRANSFORMERS) == names(T5S) == [FROM_HUB]
+
+
+def test_an_all_in_one_file_is_offered_for_what_it_holds(models, flux_file, text_files):
+    whole = {f"model.diffusion_model.{name}": tensor for name, tensor in load_file(flux_file).items()}
+    save_file(whole, models / "checkpoints" / "no_text.safetensors")
+    whole |= {f"text_encoders.t5xxl.transformer.{n}": t for n, t in load_file(text_files / "t5.safetensors").items()}
+    save_file(whole, models / "checkpoints" / "whole.safetensors")
+    save_file({"input_blocks.0.0.weight": torch.zeros(1)}, models / "checkpoints" / "sdxl.safetensors")
+    (models / "checkpoints" / "damaged.safetensors").write_bytes(b"\0" * 100)
+    assert names(TRANSFORMERS) == ["no_text.safetensors", "whole.safetensors", FROM_HUB]
+    assert names(T5S) == ["whole.safetensors", FROM_HUB]
+    assert names(CLIP_LS) == [FROM_HUB]
+
+
+@pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "gone.safetensors", "..", ""])
+def test_a_name_that_is_not_listed_is_refused(models, flux_file, name):
+    os.symlink(flux_file, models / "outside.safetensors")
+    with pytest.raises(ConfigError, match="is in none of the host's folders for FLUX transformers"):
+        chosen(TRANSFORMERS, name)
+
+
+def test_choosing_the_hub_without_a_repository_says_what_is_missing(models):
+    with pytest.raises(ConfigError, match="hub_repo is empty"):
+        chosen(TRANSFORMERS, FROM_HUB)
+
+
+def test_the_fingerprint_changes_with_any_file_of_a_folder(pipeline):
+    before = chosen_fingerprint(TRANSFORMERS, "maker/FLUX-small")
+    assert chosen_fingerprint(TRANSFORMERS, "maker/FLUX-small") == before
+    shard = next((pipeline / "transformer").glob("*.safetensors"))
+    os.utime(shard, ns=(1, 1))
+    assert chosen_fingerprint(TRANSFORMERS, "maker/FLUX-small") != before
+    assert chosen_fingerprint(TRANSFORMERS, "", "owner/name") == ("owner/name",)
