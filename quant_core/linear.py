@@ -5,15 +5,23 @@ from __future__ import annotations
 import torch
 
 from .layouts import is_packed
+from .lora import LowRank
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None, low_rank: LowRank | None = None
+) -> torch.Tensor:
     """``x (..., columns)`` times ``weight (rows, columns)`` plus ``bias (rows,)``, in the dtype of ``x``.
 
     A packed weight is multiplied by its layout's kernels, with the arithmetic of bitsandbytes' ``Linear4bit`` or
-    ``Linear8bitLt``; a plain one is cast to the dtype of ``x``. All three must be on one device.
+    ``Linear8bitLt``; a plain one is cast to the dtype of ``x``. All must be on one device.
+
+    Args:
+        low_rank: LoRA, in the dtype of ``x``.
     """
     bias = None if bias is None else bias.to(x.dtype)
     if is_packed(weight):
-        return weight.layout_cls.linear(x, weight, bias)
-    return torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+        y = weight.layout_cls.linear(x, weight, bias)
+    else:
+        y = torch.nn.functional.linear(x, weight.to(x.dtype), bias)
+    return y if low_rank is None else low_rank.add_to(y, x)

@@ -7,6 +7,7 @@ import torch
 
 from ...quant_core.layouts import dequantize, is_packed, plain_tensors
 from ...quant_core.linear import linear
+from ...quant_core.lora import LowRank
 
 
 class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
@@ -14,11 +15,12 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 
     Nothing is allocated before loading, so the 16-bit weight never exists. A packed weight is multiplied in
     ``compute_dtype`` (in the dtype of the input, if None) and the result cast back; a plain one in the dtype of the
-    input, as the host does. ``weight_function`` and ``bias_function`` are the host's hooks for LoRA: they get the
-    dequantized weight at each use.
+    input, as the host does. ``low_rank`` is the LoRA of a packed weight. ``weight_function`` and ``bias_function`` are
+    the host's hooks for patches of other kinds: they get the dequantized weight at each use.
     """
 
     compute_dtype: torch.dtype | None = None
+    low_rank: LowRank | None = None
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
         super().__init__()
@@ -53,6 +55,8 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             destination[prefix + "weight"] = data
             for i, tensor in enumerate(statistics):
                 destination[f"{prefix}weight.statistics.{i}"] = tensor
+        if self.low_rank is not None:
+            destination |= {f"{prefix}low_rank.down": self.low_rank.down, f"{prefix}low_rank.up": self.low_rank.up}
         if self.bias is not None:
             destination[prefix + "bias"] = self.bias
 
@@ -63,6 +67,8 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
                 moved = fn(parameter)
                 if moved is not parameter:
                     self._parameters[name] = _frozen(moved)
+        if self.low_rank is not None:
+            self.low_rank = LowRank(fn(self.low_rank.down), fn(self.low_rank.up))
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -74,7 +80,8 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             weight = _patched(dequantize(weight, dtype), self.weight_function)
         if self.bias_function and bias is not None:
             bias = _patched(bias.to(dtype), self.bias_function)
-        return linear(x.to(dtype), weight, bias).to(x.dtype)
+        low_rank = None if self.low_rank is None else self.low_rank.to(x.device, dtype)
+        return linear(x.to(dtype), weight, bias, low_rank).to(x.dtype)
 
 
 def operations(compute_dtype: torch.dtype | None) -> type:

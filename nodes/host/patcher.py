@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
+import torch
 
 from ...quant_core.layouts import is_packed
-from .operations import packed_linears
+from ...quant_core.lora import Branch, merge, merged_nbytes
+from .lora import branches, counted_together
+from .operations import PackedLinear, packed_linears
 
 LowVramPatch = comfy.model_patcher.LowVramPatch
 
@@ -14,9 +18,27 @@ LowVramPatch = comfy.model_patcher.LowVramPatch
 class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
     """A static ModelPatcher for models with packed weights.
 
-    The stock patcher bakes a LoRA into a resident weight; on a packed one that has no effect and raises no error.
-    Here patches of packed weights, resident or offloaded, are applied to the dequantized weight at each use.
+    The stock patcher bakes a LoRA into a resident weight; on a packed one that has no effect and raises no error. Here
+    plain LoRAs of packed weights, resident or offloaded, become one low-rank branch per layer; all other patches are
+    applied to the dequantized weight at each use.
     """
+
+    # (patches_uuid, layer -> its patches told apart): comparing matrices takes time
+    _told_apart: tuple[object, dict[str, tuple[list, list[Branch]]]] = (None, {})
+
+    def model_size(self):
+        """Bytes of the model with the LoRAs of this patcher, whichever are attached at the moment."""
+        if self.size <= 0:
+            attached = sum(layer.low_rank.nbytes for layer in self._layers().values() if layer.low_rank is not None)
+            self.size = comfy.model_management.module_size(self.model) - attached
+        return self.size + self._low_rank_nbytes()
+
+    def clone(self, *args, **kwargs):
+        clone = super().clone(*args, **kwargs)
+        # the host hands on what model_size() says, branches included
+        clone.size = self.size
+        clone._told_apart = self._told_apart
+        return clone
 
     def patch_weight_to_device(self, key, *args, **kwargs):
         weight = comfy.utils.get_attr(self.model, key)
@@ -30,27 +52,106 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
             super().pin_weight_to_device(key)
 
     def load(self, *args, **kwargs):
+        self._attach_branches()
         super().load(*args, **kwargs)
-        self._attach_patches()
+        self._attach_functions()
+
+    def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        attached = self.model.current_weight_patches_uuid
+        if attached is not None and attached != self.patches_uuid and not force_patch_weights:
+            # the host would move the whole model off the device and back
+            self._swap_patches()
+        return super().partially_load(device_to, extra_memory, force_patch_weights)
 
     def partially_unload(self, *args, **kwargs):
         freed = super().partially_unload(*args, **kwargs)
-        self._attach_patches()
+        self._attach_functions()
         return freed
 
     def unpatch_model(self, device_to=None, unpatch_weights=True):
         if unpatch_weights:
-            for module in packed_linears(self.model).values():
-                module.weight_function = []
+            for layer in self._layers().values():
+                layer.weight_function = []
+                layer.low_rank = None
+            self.model.low_rank_uuid = None
         return super().unpatch_model(device_to, unpatch_weights)
 
-    def _attach_patches(self):
-        """Give every packed weight that has patches exactly one function that applies them.
+    def _layers(self) -> dict[str, PackedLinear]:
+        return packed_linears(self.model)
+
+    def _patches_of_layers(self) -> dict[str, tuple[list, list[Branch]]]:
+        """Packed layer -> its patches for the whole weight, and its branches: one of the two is empty."""
+        known, found = self._told_apart
+        if known != self.patches_uuid:
+            found = {}
+            for name, layer in self._layers().items():
+                key = f"{name}.weight"
+                if key in self.patches:
+                    patches = counted_together(self.patches[key])
+                    plain = branches(key, patches, tuple(layer.weight.shape))
+                    found[name] = (patches, []) if plain is None else ([], plain)
+            self._told_apart = self.patches_uuid, found
+        return found
+
+    def _low_rank_nbytes(self) -> int:
+        """Bytes of the branches that this patcher's patches make."""
+        layers = self._layers()
+        return sum(
+            merged_nbytes(plain, layers[name].out_features, self._dtype(layers[name]))
+            for name, (_, plain) in self._patches_of_layers().items()
+        )
+
+    def _dtype(self, layer: PackedLinear) -> torch.dtype:
+        """What the layer computes in: the dtype of its inputs, where no other is asked for."""
+        return layer.compute_dtype or getattr(self.model, "manual_cast_dtype", None) or layer.weight.dtype
+
+    def _attach_branches(self):
+        """Give every packed layer the branch that its patches make, where the layer is."""
+        if getattr(self.model, "low_rank_uuid", None) == self.patches_uuid:
+            return
+        patches = self._patches_of_layers()
+        for name, layer in self._layers().items():
+            _, plain = patches.get(name, ([], []))
+            merged = merge(plain, layer.out_features, self._dtype(layer))
+            layer.low_rank = None if merged is None else merged.to(layer.weight.device)
+        self.model.low_rank_uuid = self.patches_uuid
+
+    def _attach_functions(self):
+        """Give every packed layer with patches of other kinds exactly one function that applies them.
 
         The host hangs its own on layers that it offloads, drops them from layers that it loads, and adds one more
         when it unloads a layer that had one.
         """
-        for name, module in packed_linears(self.model).items():
+        patches = self._patches_of_layers()
+        for name, layer in self._layers().items():
             key = f"{name}.weight"
-            others = [f for f in module.weight_function if not (isinstance(f, LowVramPatch) and f.key == key)]
-            module.weight_function = [LowVramPatch(key, self.patches), *others] if key in self.patches else others
+            others = [f for f in layer.weight_function if not (isinstance(f, LowVramPatch) and f.key == key)]
+            whole, _ = patches.get(name, ([], []))
+            layer.weight_function = [LowVramPatch(key, {key: whole}), *others] if whole else others
+
+    def _swap_patches(self):
+        """Put this patcher's patches in the place of those that are on the model, with every layer where it is."""
+        for key, backup in self.backup.items():
+            weight = comfy.utils.get_attr(self.model, key)
+            comfy.utils.set_attr_param(self.model, key, backup.weight.to(weight.device))
+        self.backup.clear()
+        before = self._attached_nbytes()
+        self._attach_branches()
+        self.model.model_loaded_weight_memory += self._attached_nbytes() - before
+        for name, module in self.model.named_modules():
+            if getattr(module, "comfy_patched_weights", False):
+                for parameter, tensor in module.named_parameters(recurse=False):
+                    if not is_packed(tensor):
+                        self.patch_weight_to_device(f"{name}.{parameter}", device_to=tensor.device)
+            elif hasattr(module, "weight_function"):
+                for parameter in ("weight", "bias"):
+                    key = f"{name}.{parameter}"
+                    functions = [LowVramPatch(key, self.patches)] if key in self.patches else []
+                    setattr(module, f"{parameter}_function", functions)
+        self._attach_functions()
+        self.model.current_weight_patches_uuid = self.patches_uuid
+
+    def _attached_nbytes(self) -> int:
+        """Bytes of the branches of layers that are loaded."""
+        layers = [layer for layer in self._layers().values() if getattr(layer, "comfy_patched_weights", False)]
+        return sum(layer.low_rank.nbytes for layer in layers if layer.low_rank is not None)
