@@ -59,6 +59,17 @@ def counted_together(patches: Sequence[Patch]) -> list[Patch]:
     return [patch for patch in together if patch[0] != 0 or not isinstance(patch[1], WeightAdapterBase)]
 
 
+def changes_shape(patches: Sequence[Patch]) -> bool:
+    """Whether one of ``patches`` makes the weight another size, as control LoRAs widen ``img_in``."""
+    for _, patch, *_ in patches:
+        if isinstance(patch, WeightAdapterBase):
+            if patch.name == "lora" and patch.weights[5] is not None:
+                return True
+        elif isinstance(patch, tuple) and patch[0] == "diff" and len(patch[1]) > 1 and patch[1][1].get("pad_weight"):
+            return True
+    return False
+
+
 def _is_plain_lora(patch: Any) -> bool:
     if not isinstance(patch, WeightAdapterBase) or patch.name != "lora":
         return False

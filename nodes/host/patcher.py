@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+
+import comfy.lora
 import comfy.model_management
 import comfy.model_patcher
 import comfy.utils
 import torch
 
-from ...quant_core.layouts import is_packed
+from ...quant_core.layouts import dequantize, is_packed
 from ...quant_core.lora import Branch, merge, merged_nbytes
-from .lora import branches, counted_together
+from .lora import branches, changes_shape, counted_together
 from .operations import PackedLinear, packed_linears
 
 LowVramPatch = comfy.model_patcher.LowVramPatch
+Backup = namedtuple("Backup", ("weight", "inplace_update"))  # what the host keeps of a weight that it patches
 
 
 class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
@@ -43,6 +47,8 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
     def patch_weight_to_device(self, key, *args, **kwargs):
         weight = comfy.utils.get_attr(self.model, key)
         if is_packed(weight):
+            if changes_shape(self.patches.get(key, [])):
+                self._unpack_and_patch(key, weight)
             return weight
         return super().patch_weight_to_device(key, *args, **kwargs)
 
@@ -127,7 +133,19 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
             key = f"{name}.weight"
             others = [f for f in layer.weight_function if not (isinstance(f, LowVramPatch) and f.key == key)]
             whole, _ = patches.get(name, ([], []))
+            if changes_shape(whole):
+                self._unpack_and_patch(key, layer.weight)
+                whole = []
             layer.weight_function = [LowVramPatch(key, {key: whole}), *others] if whole else others
+
+    def _unpack_and_patch(self, key: str, weight: torch.Tensor):
+        """Put a plain, patched weight in the place of a packed one, which is kept as the backup.
+
+        Only where a patch makes the weight another size: the host then asks the weight how many channels there are.
+        """
+        self.backup[key] = Backup(weight.to(self.offload_device), False)
+        patched = comfy.lora.calculate_weight(self.patches[key], dequantize(weight, torch.float32), key)
+        comfy.utils.set_attr_param(self.model, key, patched.to(weight.dtype))
 
     def _swap_patches(self):
         """Put this patcher's patches in the place of those that are on the model, with every layer where it is."""
