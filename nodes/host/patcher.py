@@ -19,6 +19,10 @@ LowVramPatch = comfy.model_patcher.LowVramPatch
 Backup = namedtuple("Backup", ("weight", "inplace_update"))  # what the host keeps of a weight that it patches
 
 
+class PackedWeightsError(ValueError):
+    """Something was asked of packed weights that only plain ones can do."""
+
+
 class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
     """A static ModelPatcher for models with packed weights.
 
@@ -57,14 +61,24 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         if not is_packed(comfy.utils.get_attr(self.model, key)):
             super().pin_weight_to_device(key)
 
+    def get_key_patches(self, *args, **kwargs):
+        self._refuse("merged into another model")
+        return super().get_key_patches(*args, **kwargs)
+
+    def add_hook_patches(self, *args, **kwargs):
+        self._refuse("changed by hooks while sampling", "Use LoraLoader for the whole picture, or put")
+        return super().add_hook_patches(*args, **kwargs)
+
     def load(self, *args, **kwargs):
         self._attach_branches()
         super().load(*args, **kwargs)
         self._attach_functions()
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
+        if force_patch_weights:
+            self._refuse("saved by the host's nodes", "Use Save Quantized Model, or put")
         attached = self.model.current_weight_patches_uuid
-        if attached is not None and attached != self.patches_uuid and not force_patch_weights:
+        if attached is not None and attached != self.patches_uuid:
             # the host would move the whole model off the device and back
             self._swap_patches()
         return super().partially_load(device_to, extra_memory, force_patch_weights)
@@ -81,6 +95,14 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
                 layer.low_rank = None
             self.model.low_rank_uuid = None
         return super().unpatch_model(device_to, unpatch_weights)
+
+    def _refuse(self, what: str, remedy: str = "Put"):
+        """What the host does in place, or with weights as they lie there, fails or is silently lost on packed ones."""
+        if self._layers():
+            raise PackedWeightsError(
+                f"This model's weights are packed, and packed weights cannot be {what}. "
+                f"{remedy} a Dequantize node behind the loader."
+            )
 
     def _layers(self) -> dict[str, PackedLinear]:
         return packed_linears(self.model)
