@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +12,7 @@ from .layouts import concatenate, dequantize, swap_halves
 from .layouts.four_bit import FourBitLayout
 from .stored import StoredTensor
 from .stored.four_bit import FourBit
+from .stored.int8 import Int8
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,10 @@ class Assembly:
 
     @property
     def dtype(self) -> torch.dtype | None:
-        return self.parts[0].dtype
+        """The one that holds the values of every part exactly; None if torch does not know a part's."""
+        # LLM.int8() files do not say which dtype their weights had; plain parts beside them do
+        known = [part.dtype for part in self.parts if not isinstance(part, Int8)] or [self.parts[0].dtype]
+        return None if None in known else functools.reduce(torch.promote_types, known)
 
     @property
     def name(self) -> str:
@@ -62,17 +67,19 @@ class Assembly:
     @property
     def nbytes(self) -> int:
         """Bytes that :meth:`read` gives."""
-        if self.unpacked:
+        if self.packing is None:
             return torch.Size(self.shape).numel() * self.dtype.itemsize
-        if self.packing and (self.swapped or len(self.parts) > 1):
+        if self.swapped or len(self.parts) > 1:
             return sum(part.expanded_nbytes for part in self.parts)
-        return sum(part.nbytes for part in self.parts)
+        return self.parts[0].nbytes
 
     def read(self, reader: Reader, device: torch.device) -> torch.Tensor:
         """The tensor on ``device``, packed or plain."""
         parts = [part.read(reader, device) for part in self.parts]
-        if self.unpacked:
-            parts = [dequantize(part, self.dtype) for part in parts]
+        if self.packing is None:
+            # each by itself in its own dtype first: a wider one would skip the rounding that its values have had
+            own = [self.dtype if isinstance(part, Int8) else part.dtype for part in self.parts]
+            parts = [dequantize(part, dtype).to(self.dtype) for part, dtype in zip(parts, own, strict=True)]
         whole = _require(concatenate(parts))
         return _require(swap_halves(whole)) if self.swapped else whole
 

@@ -22,4 +22,4 @@ class CheckpointError(ValueError):
         self.path = os.fspath(path)
         self.cause = cause
         self.remedy = remedy
-        super().__init__(f"{os.path.basename(self.path)}: {cause} {remedy}")
+        super().__init__(f"{os.path.basename(os.path.normpath(self.path))}: {cause} {remedy}")

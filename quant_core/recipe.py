@@ -8,7 +8,7 @@ from collections.abc import Mapping
 
 from .assembly import Assembly
 from .checkpoint import Checkpoint
-from .config import QuantConfig
+from .config import QuantConfig, named_compute_dtype
 from .errors import CheckpointError, ConfigError
 from .skip import is_skipped
 from .stored.four_bit import FourBit
@@ -64,9 +64,13 @@ def agreed(
     if asked is None:
         return own, False
     for module, names in modules.items():
-        for part in tensors[f"{module}.weight"].parts:
-            if part.packing and is_skipped(names, asked.skip_modules):
-                _disagree(checkpoint, f"holds {module} packed", "leaves it at 16 bit", "remove it from skip_modules")
+        tensor = tensors[f"{module}.weight"]
+        skipped = is_skipped(names, asked.skip_modules)
+        if skipped and tensor.packing:
+            _disagree(checkpoint, f"holds {module} packed", "leaves it at 16 bit", "remove it from skip_modules")
+        if skipped:
+            continue  # it is at 16 bit, or is kept so because one of its parts is
+        for part in tensor.parts:
             if part.packing and not _same_packing(part, asked):
                 found = part.packing + (" double quant" if isinstance(part, FourBit) and part.nested else "")
                 _disagree(checkpoint, f"is already packed as {found}", f"asks for {asked.describe()}", "set it to that")
@@ -96,8 +100,15 @@ def _described(checkpoint: Checkpoint) -> QuantConfig | None:
         else:
             written = json.loads(checkpoint.metadata.get(METADATA_KEY, "{}"))
             wire = written.get("quantization_config") if isinstance(written, dict) else None
-        return QuantConfig.from_hugging_face(wire) if isinstance(wire, dict) else None
-    except (ValueError, TypeError) as error:
+        if not isinstance(wire, dict):
+            return None
+        config = QuantConfig.from_hugging_face(wire)
+        if checkpoint.config is None:
+            # this project's own files may leave the choice to the device, which BitsAndBytesConfig cannot say
+            dtype = named_compute_dtype(wire.get("bnb_4bit_compute_dtype") or "auto")
+            config = dataclasses.replace(config, compute_dtype=dtype)
+        return config
+    except (ValueError, TypeError, AttributeError) as error:
         raise CheckpointError(
             checkpoint.path,
             f"has a quantization config that cannot be used. {error}",

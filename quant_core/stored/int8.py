@@ -25,8 +25,8 @@ DAMAGED_REMEDY = "The file is damaged, or was not written by bitsandbytes: downl
 
 @dataclass(frozen=True)
 class Int8:
-    """A packed weight ``(rows, columns)``, checked against the file's header. bitsandbytes packs from float16; which
-    dtype the model had is not stored, and ``dtype`` is what the model's plain tensors have."""
+    """A packed weight ``(rows, columns)``, checked against the file's header. Which dtype it was packed from is not
+    stored: ``dtype`` is bfloat16, and the packed numbers stand for the same values in any."""
 
     path: str
     name: str
