@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 
 GIB = 2**30
 TEXT_TOKENS = 256
@@ -27,8 +28,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def start_host():
-    """Import the host as its own main.py would, from COMFYUI_PATH."""
+def start_host(flags: Sequence[str] = ()):
+    """Import the host as its own main.py would, from COMFYUI_PATH, with ``flags`` such as lowvram or reserve-vram=20."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     sys.argv = sys.argv[:1]  # the host reads the command line too
     import comfy.options
@@ -38,10 +39,13 @@ def start_host():
     import torch
 
     comfy.cli_args.args.cpu = not torch.cuda.is_available()
+    for flag in flags:
+        name, _, value = flag.partition("=")
+        setattr(comfy.cli_args.args, name.replace("-", "_"), float(value) if value else True)
 
 
-def sample(model, arguments: argparse.Namespace):
-    """Latents, and the seconds of each step, synchronised."""
+def sample(model, arguments: argparse.Namespace, condition=None):
+    """Latents, and the seconds of each step, synchronised. Without a ``condition``, a random one."""
     import comfy.sample
     import torch
 
@@ -49,8 +53,9 @@ def sample(model, arguments: argparse.Namespace):
     latent = torch.zeros(1, 16, side, side)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
-    context = torch.randn(1, TEXT_TOKENS, 4096, generator=generator)
-    condition = [[context, {"pooled_output": torch.randn(1, 768, generator=generator), "guidance": 3.5}]]
+    if condition is None:
+        context = torch.randn(1, TEXT_TOKENS, 4096, generator=generator)
+        condition = [[context, {"pooled_output": torch.randn(1, 768, generator=generator), "guidance": 3.5}]]
     seconds = []
     last = time.perf_counter()
 

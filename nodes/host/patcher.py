@@ -140,8 +140,7 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         patches = self._patches_of_layers()
         for name, layer in self._layers().items():
             _, plain = patches.get(name, ([], []))
-            merged = merge(plain, layer.out_features, self._dtype(layer))
-            layer.low_rank = None if merged is None else merged.to(layer.weight.device)
+            layer.low_rank = merge(plain, layer.out_features, self._dtype(layer), layer.weight.device)
         self.model.low_rank_uuid = self.patches_uuid
 
     def _attach_functions(self):
