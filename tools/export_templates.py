@@ -25,7 +25,7 @@ and belong into the model folders `diffusion_models`, `text_encoders` and `vae`.
 Choose another **precision** in Quantization Config and run again: the loader shows the memory that it takes.
 
 Words it knows: circle, square, triangle, star, cross, ring, diamond, heart; small, medium, large; nine positions,
-such as *in the top left*; and colours, also for the background. It is small, and needs a cfg of 3 to draw well.""",
+such as *in the top left*; and colours, also for the background. It is small, and draws best at a cfg of 2.""",
     "flux_dev_text_to_image": """### QuantFlux: FLUX.1-dev in 4 bit
 
 1. The three downloads that the canvas offers are the 16-bit originals; FLUX.1-dev asks for a login and its licence.
