@@ -5,11 +5,12 @@ from comfy_api.latest import ComfyExtension, io
 from .config import QuantFluxConfig
 from .load_t5 import QuantFluxLoadT5
 from .load_transformer import QuantFluxLoadTransformer
+from .save import QuantFluxSave
 
 
 class QuantFluxExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [QuantFluxConfig, QuantFluxLoadTransformer, QuantFluxLoadT5]
+        return [QuantFluxConfig, QuantFluxLoadTransformer, QuantFluxLoadT5, QuantFluxSave]
 
 
 async def comfy_entrypoint() -> QuantFluxExtension:

@@ -65,7 +65,7 @@ def load(
 
 def _with_threshold(weight: QuantizedTensor, threshold: float) -> QuantizedTensor:
     """The threshold belongs to the arithmetic and is in no weight's file."""
-    if weight.layout_cls is not Int8Layout:
+    if weight._layout_cls != Int8Layout.NAME:
         return weight
     params = dataclasses.replace(weight._params, threshold=threshold)
     return QuantizedTensor(weight._qdata, weight._layout_cls, params)

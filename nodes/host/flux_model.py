@@ -16,6 +16,7 @@ from .operations import operations
 from .patcher import PackedModelPatcher
 from .placement import make_room
 from .progress import progress_bar
+from .saving import remember
 
 
 def load_flux_model(source: Source) -> PackedModelPatcher:
@@ -30,7 +31,9 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
         require_int8(device)
     destination = make_room(device, offload_device, planned_nbytes(source), largest_weight_nbytes(source))
     tensors = load(source, device, destination, progress_bar())
-    dtype = transformer_dtype(source.config.compute_dtype, tensors["img_in.weight"].dtype, device)
+    # LLM.int8() files do not say which dtype their weights had; the biases beside them do
+    stored = tensors["img_in.bias" if source.config.precision == "int8" else "img_in.weight"].dtype
+    dtype = transformer_dtype(source.config.compute_dtype, stored, device)
 
     # what the host itself sees in the shapes; older ones assume FLUX.1-dev's heads, newer ones want fields of their own
     detected = comfy.model_detection.detect_unet_config(tensors, "")
@@ -40,6 +43,7 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
     model_config.custom_operations = operations(source.config.compute_dtype)
     model = model_config.get_model(tensors, "")
     model.load_model_weights(tensors, "")
+    remember(model.diffusion_model, source)
 
     patcher = PackedModelPatcher(model, load_device=device, offload_device=offload_device)
     if destination == device and not memory.is_device_cpu(device):

@@ -80,7 +80,9 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
             weight = _patched(dequantize(weight, dtype), self.weight_function)
         if self.bias_function and bias is not None:
             bias = _patched(bias.to(dtype), self.bias_function)
-        low_rank = None if self.low_rank is None else self.low_rank.to(x.device, dtype)
+        low_rank = self.low_rank
+        if low_rank is not None and (low_rank.down.dtype != dtype or low_rank.down.device != x.device):
+            low_rank = low_rank.to(x.device, dtype)
         return linear(x.to(dtype), weight, bias, low_rank).to(x.dtype)
 
 

@@ -19,6 +19,7 @@ from .operations import operations
 from .patcher import PackedModelPatcher
 from .placement import make_room
 from .progress import progress_bar
+from .saving import remember
 
 
 def load_flux_clip(t5: Source, clip_l: Source) -> comfy.sd.CLIP:
@@ -53,6 +54,7 @@ def load_flux_clip(t5: Source, clip_l: Source) -> comfy.sd.CLIP:
         model_options=options,
         **_static_patcher(),
     )
+    remember(clip.cond_stage_model.t5xxl.transformer, t5)
     # the host made, and on some devices already registered, a patcher of its own: a second one for the same model
     # would look like a leak to it
     clip.patcher.__class__ = PackedModelPatcher
