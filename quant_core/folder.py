@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import reprlib
 from typing import Any
 
 from .errors import CheckpointError
-from .header import PICKLE_REMEDY
+from .header import PICKLE_REMEDY, require_regular
 
 CONFIG = "config.json"
 PIPELINE_INDEX = "model_index.json"
 # as diffusers and transformers name them, first choice first
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX_SUFFIX = ".safetensors.index.json"
-_LARGEST_JSON = 64 * 2**20  # bytes; the index of a FLUX takes 0.1 MB
+_INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")
+_LARGEST_JSON = 2 * 2**20  # bytes; the index of a FLUX takes 0.1 MB, of one packed with nested statistics 0.3
 _INCOMPLETE_REMEDY = "The folder is incomplete or damaged: download it again."
 
 
@@ -70,7 +73,7 @@ def weight_files(path: str) -> tuple[list[str], frozenset[str]]:
         if index in names:
             return _indexed(path, index)
     # variants, such as diffusion_pytorch_model.fp16.safetensors
-    indexes = [name for name in names if name.endswith(INDEX_SUFFIX)]
+    indexes = [name for name in names if is_index(name)]
     files = [name for name in names if name.endswith(".safetensors")]
     if len(indexes) == 1:
         return _indexed(path, indexes[0])
@@ -94,11 +97,14 @@ def _indexed(path: str, index: str) -> tuple[list[str], frozenset[str]]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(index_path, "has no weight_map.", _INCOMPLETE_REMEDY)
     files = []
-    for shard in dict.fromkeys(map(str, weight_map.values())):
-        if not is_plain_file_name(shard):
+    # a name may come thousands of times; what is no text may not be hashable
+    shards = dict.fromkeys(shard if isinstance(shard, str) else None for shard in weight_map.values())
+    for shard in shards:
+        if shard is None or not is_plain_file_name(shard):
+            named = "something else than a file" if shard is None else f"the file {reprlib.repr(shard)}"
             raise CheckpointError(
                 index_path,
-                f"names the file {shard!r}, which is no safetensors file beside it.",
+                f"names {named}, which is no safetensors file beside it.",
                 "Get the model from a source that you trust.",
             )
         files.append(os.path.join(path, shard))
@@ -107,9 +113,19 @@ def _indexed(path: str, index: str) -> tuple[list[str], frozenset[str]]:
     return files, frozenset(weight_map)
 
 
+def is_index(name: str) -> bool:
+    """Whether ``name`` is that of an index of shards, a variant's too: ``model.safetensors.index.fp16.json``."""
+    return _INDEX.fullmatch(name) is not None
+
+
 def is_plain_file_name(name: str) -> bool:
-    """Whether ``name`` is a safetensors file's name without any directory in it."""
-    return name.endswith(".safetensors") and not set(name) & set("/\\:\0") and not name.startswith(".")
+    """Whether ``name`` is a safetensors file's name without any directory in it, and shows as what it is."""
+    return (
+        name.endswith(".safetensors")
+        and not set(name) & set("/\\:\0")
+        and not name.startswith(".")
+        and name.isprintable()
+    )
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -118,6 +134,7 @@ def read_json(path: str) -> dict[str, Any]:
     Raises:
         CheckpointError: it cannot be read, is too large, or is something else.
     """
+    require_regular(path)
     try:
         with open(path, "rb") as file:
             content = file.read(_LARGEST_JSON + 1)

@@ -108,7 +108,7 @@ def _described(checkpoint: Checkpoint) -> QuantConfig | None:
             dtype = named_compute_dtype(wire.get("bnb_4bit_compute_dtype") or "auto")
             config = dataclasses.replace(config, compute_dtype=dtype)
         return config
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(
             checkpoint.path,
             f"has a quantization config that cannot be used. {error}",

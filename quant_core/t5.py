@@ -76,6 +76,13 @@ def read_t5_config(path: str, tensors: Mapping[str, Assembly]) -> T5Config:
         return shape_of(path, tensors, name)
 
     attention = f"{BLOCK}0.layer.0.SelfAttention"
+    for name in ("shared.weight", f"{attention}.relative_attention_bias.weight"):
+        if name in tensors and tensors[name].packing:
+            raise CheckpointError(
+                path,
+                f"holds {name} packed, which is looked up, not multiplied by.",
+                "Use the model's 16-bit file, or one that bitsandbytes packed.",
+            )
     vocab_size, d_model = shape("shared.weight")
     num_heads = shape(f"{attention}.relative_attention_bias.weight")[1]
     inner = shape(f"{attention}.q.weight")[0]

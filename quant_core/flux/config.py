@@ -12,6 +12,7 @@ from .names import LINEARS, NORMS, native_names
 
 TIME_CHANNELS = 256  # sinusoidal features of timestep and guidance
 PATCH_SIZE = 2
+MOST_BLOCKS = 1000  # of one kind; FLUX.1 has 19 and 38
 # of 16 parts of a head: one axis for the sequence (index), two for the picture (row, column)
 AXES_SIXTEENTHS = (2, 7, 7)
 
@@ -124,6 +125,15 @@ def read_flux_config(path: str, tensors: Mapping[str, Assembly]) -> FluxConfig:
 
 
 def count_blocks(names: Iterable[str], prefix: str) -> int:
-    """One more than the highest block number among ``names`` that start with ``prefix``."""
+    """One more than the highest block number among ``names`` that start with ``prefix``; at most ``MOST_BLOCKS``.
+
+    Names are not trusted: a count of billions would have every tensor of that many blocks listed. With the limit, the
+    first block that is missing is found.
+    """
     numbers = [name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)]
-    return max((int(number) + 1 for number in numbers if number.isdecimal()), default=0)
+    counts = (
+        int(number) + 1 if len(number) < len(str(MOST_BLOCKS)) else MOST_BLOCKS
+        for number in numbers
+        if number.isascii() and number.isdecimal()
+    )
+    return max(counts, default=0)

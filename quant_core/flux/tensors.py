@@ -27,6 +27,7 @@ def fused_tensors(contents: Contents) -> dict[str, Assembly]:
     stored = contents.tensors
     double_blocks = count_blocks(stored, "transformer_blocks.")
     single_blocks = count_blocks(stored, "single_transformer_blocks.")
+    _require_all_blocks(contents, num_layers=double_blocks, num_single_layers=single_blocks)
     tensors: dict[str, Assembly] = {}
     for module in native_names(LINEARS, double_blocks, single_blocks):
         parts = diffusers_parts(module)
@@ -36,14 +37,12 @@ def fused_tensors(contents: Contents) -> dict[str, Assembly]:
             if len(missing) == len(names):
                 continue
             if missing:
-                raise CheckpointError(
-                    contents.path,
-                    f"lacks the tensor {missing[0]}, but has {next(n for n in names if n in stored)}.",
-                    "The model is incomplete: download it again, or choose another.",
-                )
+                _lacks(contents, missing[0], next(name for name in names if name in stored))
             fused = Assembly(tuple(stored[name] for name in names), swapped=module in SWAPPED_HALVES)
             _require_fitting(contents, fused)
             tensors[f"{module}.{leaf}"] = fused
+        if f"{module}.weight" in tensors and f"{module}.bias" not in tensors:
+            _lacks(contents, f"{parts[0]}.bias", f"{parts[0]}.weight")
     for native, diffusers in NORMS.items():
         for i in range(double_blocks if native.startswith("double") else single_blocks):
             if diffusers.format(i) in stored:
@@ -57,6 +56,26 @@ def fused_tensors(contents: Contents) -> dict[str, Assembly]:
                 contents.checkpoint.name, name, kinds,
             )  # fmt: skip
     return tensors
+
+
+def _lacks(contents: Contents, missing: str, present: str):
+    raise CheckpointError(
+        contents.path,
+        f"lacks the tensor {missing}, but has {present}.",
+        "The model is incomplete: download it again, or choose another.",
+    )
+
+
+def _require_all_blocks(contents: Contents, **found: int):
+    """A block that is missing whole leaves no trace in the names; ``config.json`` counts them."""
+    for key, count in found.items():
+        promised = (contents.checkpoint.config or {}).get(key)
+        if type(promised) is int and promised != count:
+            raise CheckpointError(
+                contents.path,
+                f"has {count} blocks where its config.json says {key} {promised}.",
+                "The model is incomplete: download it again, or choose another.",
+            )
 
 
 def _require_fitting(contents: Contents, fused: Assembly):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -10,11 +11,14 @@ import torch
 
 from ..checkpoint import Checkpoint, Reader
 from ..errors import CheckpointError
+from ..header import TensorInfo
 from . import int8 as llm_int8
 from . import plain
 from .four_bit import STATE, STATISTICS, FourBit, four_bit
 from .int8 import Int8, int8
 from .plain import FLOAT8, Float8, Plain, float8
+
+_NUMBER = re.compile(r"\d+")
 
 
 class StoredTensor(Protocol):
@@ -56,20 +60,17 @@ def is_statistic(name: str) -> bool:
 
 
 def read_contents(checkpoint: Checkpoint, prefix: str = "") -> Contents:
-    """What the tensors under ``prefix`` are stored as. Of their data only the descriptions of 4-bit weights are read.
+    """What the tensors under ``prefix`` are stored as.
+
+    Of their data only the descriptions of 4-bit weights and the scales of fp8 weights are read.
 
     Raises:
-        CheckpointError: a packed weight's statistics are missing or do not fit it.
+        CheckpointError: a packed weight's statistics are missing, or do not fit it.
     """
     infos = {name: info for name, info in checkpoint.tensors.items() if name.startswith(prefix)}
-    states = {name.partition(STATE)[0]: name for name in infos if STATE in name}
-    lost = next((name for name in states if name not in infos), None)
-    if lost is not None:
-        raise CheckpointError(
-            checkpoint.path,
-            f"describes a packed weight {lost} that it does not hold.",
-            "The file is damaged: download it again.",
-        )
+    states = _descriptions(checkpoint.path, infos)
+    _require_used(checkpoint.path, infos, states)
+    scaled = _scaled_modules(infos)
     tensors: dict[str, FourBit | Int8 | Float8 | Plain] = {}
     with checkpoint.reader() as reader:
         for name, info in infos.items():
@@ -81,6 +82,73 @@ def read_contents(checkpoint: Checkpoint, prefix: str = "") -> Contents:
                 tensors[name] = int8(checkpoint.path, name, infos, reader)
             elif info.dtype in FLOAT8:
                 tensors[name] = float8(checkpoint.path, name, infos)
+                _require_scale(checkpoint.path, tensors[name], info.dtype, infos, scaled, reader)
             else:
                 tensors[name] = Plain(name, info.shape, info.dtype)
     return Contents(checkpoint, tensors)
+
+
+def _descriptions(path: str, infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """4-bit weight -> the tensor that describes it."""
+    states: dict[str, str] = {}
+    for name in infos:
+        weight, state, _ = name.partition(STATE)
+        if not state:
+            continue
+        if weight not in infos:
+            _refuse(path, f"describes a packed weight {weight} that it does not hold")
+        if weight in states:
+            _refuse(path, f"describes the packed weight {weight} twice: by {states[weight]} and by {name}")
+        states[weight] = name
+    return states
+
+
+def _require_used(path: str, infos: Mapping[str, TensorInfo], states: Mapping[str, str]):
+    """Check that no statistic belongs to a weight that would be read without it, as numbers that it does not mean."""
+    for name in infos:
+        stem, dot, suffix = name.rpartition(".")
+        suffix = dot + suffix
+        weight = stem if suffix in STATISTICS else f"{stem}.weight"
+        if weight not in infos:
+            continue
+        if suffix in STATISTICS and weight not in states:
+            _refuse(path, f"has {name}, but lacks the description {weight}{STATE}… that tells how {weight} is packed")
+        dtype = infos[weight].dtype
+        if suffix == llm_int8.SCALES and dtype is not torch.int8:
+            _refuse(path, f"has the row scales {name}, but {weight} is not int8")
+        if suffix in plain.SCALES and dtype in plain.SIXTEEN_BIT:
+            _refuse(path, f"has the fp8 scale {name}, but {weight} is not fp8")
+
+
+def _require_scale(
+    path: str,
+    weight: Float8,
+    dtype: torch.dtype,
+    infos: Mapping[str, TensorInfo],
+    scaled: Mapping[str, str],
+    reader: Reader,
+):
+    """Check that an fp8 weight has its scale if it needs one, and that it makes finite weights."""
+    if weight.scale_name is None:
+        module = weight.name.removesuffix(".weight")
+        # A missing scale stands for 1 in ComfyUI, and a plain cast has none at all. But what says that it is scaled, or
+        # is scaled in another block, has lost it.
+        told = next((module + suffix for suffix in plain.IGNORED if module + suffix in infos), None)
+        told = told or scaled.get(_NUMBER.sub("#", module))
+        if told is not None:
+            _refuse(path, f"has the fp8 weight {weight.name} without the scale that {told} tells of")
+        return
+    scale = reader.get_tensor(weight.scale_name).double()
+    largest = torch.finfo(weight.dtype).max / torch.finfo(dtype).max
+    # written so that NaN fails too
+    if not ((scale >= 0) & (scale <= largest)).all():
+        _refuse(path, f"has values in {weight.scale_name} that are not finite, negative, or too large for bfloat16")
+
+
+def _scaled_modules(infos: Mapping[str, TensorInfo]) -> dict[str, str]:
+    """Module without its block's number -> a scale of an fp8 weight that it has in some block."""
+    return {_NUMBER.sub("#", name.rpartition(".")[0]): name for name in infos if name.endswith(plain.SCALES)}
+
+
+def _refuse(path: str, cause: str):
+    raise CheckpointError(path, f"{cause}.", "The file is damaged: download it again, or choose another.")

@@ -214,7 +214,6 @@ def test_a_16_bit_diffusers_folder_is_the_same_model_as_the_single_file(tmp_path
     require_same_tensors(loaded_as_planned(folder, config), loaded_as_planned(flux_file, config))
 
 
-@pytest.mark.xfail(strict=True, reason="the index of a variant, *.safetensors.index.fp16.json, is not known as one")
 def test_shards_of_a_variant_are_the_same_model_as_the_single_file(tmp_path, flux_model, flux_file):
     folder = tmp_path / "transformer"
     flux_model.save_pretrained(folder, variant="fp16", max_shard_size="100KB")
