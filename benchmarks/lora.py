@@ -1,6 +1,6 @@
 """What LoRAs cost on a packed model: time per step with none, one and three of rank 32, and the time of a swap.
 
-    COMFYUI_PATH=/some/ComfyUI python benchmarks/lora.py flux.safetensors --out benchmarks/results/lora.jsonl
+COMFYUI_PATH=/some/ComfyUI python benchmarks/lora.py flux.safetensors --out benchmarks/results/lora.jsonl
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RANK = 32
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
-    parser.add_argument("--precision", default="nf4")
+    parser.add_argument("--precision", default="nf4", help="empty: the file is packed already")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=2)
@@ -57,7 +57,8 @@ def main():
 
     folder, name = os.path.split(arguments.checkpoint)
     folder_paths.add_model_folder_path("diffusion_models", folder)
-    config = QuantConfig(arguments.precision)
+    # a packed file keeps its own
+    config = QuantConfig(arguments.precision) if arguments.precision else None
     shapes = flux_source(open_checkpoint(arguments.checkpoint), config).model.linear_shapes()
     loras = [random_lora(shapes, seed) for seed in range(4)]
     about = environment()

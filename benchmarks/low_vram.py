@@ -77,7 +77,9 @@ def run_once(arguments: argparse.Namespace):
     import torch
     from quantflux.nodes.load_t5 import QuantFluxLoadT5
     from quantflux.nodes.load_transformer import QuantFluxLoadTransformer
+    from quantflux.quant_core.checkpoint import open_checkpoint
     from quantflux.quant_core.config import QuantConfig
+    from quantflux.quant_core.source import flux_source
 
     for key in ("diffusion_models", "text_encoders"):
         folder_paths.add_model_folder_path(key, arguments.folder)
@@ -91,7 +93,9 @@ def run_once(arguments: argparse.Namespace):
         record["text_s"] = time.perf_counter() - start
         record["text_peak_gib"] = peak_gib()
         start = time.perf_counter()
-        model = QuantFluxLoadTransformer.execute("flux.safetensors", config)[0]
+        # a file that random_flux.py packed already keeps its own
+        packed = flux_source(open_checkpoint(os.path.join(arguments.folder, "flux.safetensors"))).is_packed
+        model = QuantFluxLoadTransformer.execute("flux.safetensors", None if packed else config)[0]
         synchronize()
         record["load_s"] = time.perf_counter() - start
         conditioning = [[encoded[0][0], encoded[0][1] | {"guidance": 3.5}]]

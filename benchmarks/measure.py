@@ -29,7 +29,7 @@ def parse() -> argparse.Namespace:
 
 
 def start_host(flags: Sequence[str] = ()):
-    """Import the host as its own main.py would, from COMFYUI_PATH, with ``flags`` such as lowvram or reserve-vram=20."""
+    """Import the host as its own main.py would, from COMFYUI_PATH, with ``flags`` such as lowvram."""
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     sys.argv = sys.argv[:1]  # the host reads the command line too
     import comfy.options

@@ -2,9 +2,13 @@
 
 import argparse
 import dataclasses
+from collections.abc import Iterator
 
 import torch
+from quantflux.quant_core.config import QuantConfig
+from quantflux.quant_core.export import Provenance, save_single_file
 from quantflux.quant_core.flux.config import FluxConfig
+from quantflux.quant_core.layouts import quantize
 from safetensors.torch import save_file
 
 FLUX_DEV = FluxConfig(
@@ -22,29 +26,37 @@ FLUX_DEV = FluxConfig(
 ONE_BLOCK_EACH = dataclasses.replace(FLUX_DEV, depth=1, depth_single_blocks=1)
 
 
-def random_tensors(config: FluxConfig, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
+def random_tensors(config: FluxConfig, device: str, seed: int = 0) -> Iterator[tuple[str, torch.Tensor]]:
     """Weights of standard deviation 0.02 (modulation 0.005, so that activations stay in range), zero biases."""
     generator = torch.Generator(device).manual_seed(seed)
-    tensors = {}
     for name, shape in config.tensor_shapes().items():
         if name.endswith("scale"):
-            tensor = torch.ones(shape)
+            tensor = torch.ones(shape, device=device)
         elif name.endswith("bias"):
-            tensor = torch.zeros(shape)
+            tensor = torch.zeros(shape, device=device)
         else:
             deviation = 0.005 if "mod" in name else 0.02
             tensor = torch.randn(shape, generator=generator, device=device) * deviation
-        tensors[name] = tensor.to(torch.bfloat16).cpu()
-    return tensors
+        yield name, tensor.to(torch.bfloat16)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("path")
     parser.add_argument("--small", action="store_true", help="one block of each kind, for a trial on a CPU")
+    parser.add_argument("--precision", default="none", help="nf4, fp4 or int8: packed, in a file of that size")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    save_file(random_tensors(ONE_BLOCK_EACH if arguments.small else FLUX_DEV, device), arguments.path)
+    model, config = ONE_BLOCK_EACH if arguments.small else FLUX_DEV, QuantConfig(arguments.precision)
+
+    def packed(tensor: torch.Tensor) -> torch.Tensor:
+        return quantize(tensor, config) if tensor.ndim == 2 else tensor
+
+    tensors = {name: packed(tensor).cpu() for name, tensor in random_tensors(model, device)}
+    if arguments.precision == "none":
+        save_file(tensors, arguments.path)
+    else:
+        save_single_file(arguments.path, tensors, Provenance("random weights", "", config, model, {}))
 
 
 if __name__ == "__main__":

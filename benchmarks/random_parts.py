@@ -89,7 +89,9 @@ def main():
     vae = random_vae()
     randomize(vae)
     save_file(vae.state_dict(), os.path.join(arguments.folder, "vae.safetensors"))
-    sizes = {name: os.path.getsize(os.path.join(arguments.folder, name)) for name in sorted(os.listdir(arguments.folder))}
+    sizes = {
+        name: os.path.getsize(os.path.join(arguments.folder, name)) for name in sorted(os.listdir(arguments.folder))
+    }
     print(json.dumps(sizes), file=sys.stderr)
 
 

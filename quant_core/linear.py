@@ -20,8 +20,9 @@ def linear(
         low_rank: LoRA, in the dtype of ``x``.
     """
     bias = None if bias is None else bias.to(x.dtype)
-    if is_packed(weight):
-        y = weight.layout_cls.linear(x, weight, bias)
-    else:
+    if not is_packed(weight):
         y = torch.nn.functional.linear(x, weight.to(x.dtype), bias)
-    return y if low_rank is None else low_rank.add_to(y, x)
+        return y if low_rank is None else y + low_rank.of(x, None)
+    if low_rank is None:
+        return weight.layout_cls.linear(x, weight, bias)
+    return weight.layout_cls.add_linear(low_rank.of(x, bias), x, weight)

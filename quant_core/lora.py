@@ -46,10 +46,9 @@ class LowRank:
     def to(self, *args, **kwargs) -> LowRank:
         return LowRank(self.down.to(*args, **kwargs), self.up.to(*args, **kwargs))
 
-    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """``y (..., rows)`` plus what the branches make of ``x (..., columns)``."""
-        low = torch.nn.functional.linear(x, self.down)
-        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), self.up.t()).reshape(y.shape)
+    def of(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """What the branches make of ``x (..., columns)``, plus ``bias (rows,)``: ``(..., rows)``."""
+        return torch.nn.functional.linear(torch.nn.functional.linear(x, self.down), self.up, bias)
 
 
 def merge(branches: Sequence[Branch], rows: int, dtype: torch.dtype, device: torch.device) -> LowRank | None:

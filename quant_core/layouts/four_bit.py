@@ -12,6 +12,7 @@ import torch
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
 
 NESTED_BLOCKSIZE = 256  # fixed by bitsandbytes' fused kernels
+FUSED_ROWS = 48  # of inputs: up to about so many, bitsandbytes' fused kernel is the faster one
 
 
 class FourBitLayout(QuantizedLayout):
@@ -114,6 +115,16 @@ class FourBitLayout(QuantizedLayout):
             params.absmax_code,
             params.absmax_offset,
         )
+
+    @classmethod
+    def add_linear(cls, y: torch.Tensor, x: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
+        """``y (..., rows)``, which is overwritten, plus ``x (..., columns)`` times the weight."""
+        if x.numel() <= FUSED_ROWS * x.shape[-1]:
+            return y.add_(cls.linear(x, weight, None))
+        # the product adds to what is there as it is written: an addition of its own would move y three times more
+        dequantized = cls.dequantize(weight._qdata, weight._params, x.dtype)
+        y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), dequantized.t())
+        return y
 
     @classmethod
     def concatenate(cls, weights: Sequence[QuantizedTensor]) -> tuple[torch.Tensor, Params] | None:

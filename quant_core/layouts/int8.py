@@ -63,6 +63,11 @@ class Int8Layout(QuantizedLayout):
         return y.reshape(*x.shape[:-1], qdata.shape[0])
 
     @classmethod
+    def add_linear(cls, y: torch.Tensor, x: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
+        """``y (..., rows)``, which is overwritten, plus ``x (..., columns)`` times the weight."""
+        return y.add_(cls.linear(x, weight, None))
+
+    @classmethod
     def concatenate(cls, weights: Sequence[QuantizedTensor]) -> tuple[torch.Tensor, Params] | None:
         """The rows of several weights under each other: exact. None where their columns or thresholds differ."""
         params = [weight._params for weight in weights]
