@@ -1,4 +1,4 @@
-"""huggingface_hub's download bar, made to report elsewhere and to stop when it is told to."""
+"""The progress of a download of several files, which huggingface_hub counts and the caller is told."""
 
 from __future__ import annotations
 
@@ -9,46 +9,109 @@ from huggingface_hub.utils import tqdm
 
 Progress = Callable[[int, int], None]
 
+_INTERVAL = 0.2  # seconds between two calls of progress, also where nothing arrives
+_PATIENCE = 1.0  # seconds for a download to end by itself
 
-def reporting_bar(progress: Progress, stopped_by: list[BaseException]) -> type[tqdm]:
-    """huggingface_hub's bar, which also tells ``progress``; what that raises is put into ``stopped_by``."""
-    caller = threading.get_ident()
 
-    class ReportingBar(tqdm):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            # counted here, because a bar that is not shown does not count
-            self.written = self.received = kwargs.get("initial", 0)
-            self.size = kwargs.get("total") or 0
+class Tally:
+    """Bytes over all files of a download.
 
-        def update(self, n=1):
-            shown = super().update(n)
-            self.written += n
-            self._report()
-            return shown
+    Attributes:
+        total: bytes in all.
+        done: bytes so far; never falls.
+    """
 
-        # With these two, the Xet protocol shows one bar instead of two, and tells what has been received before it is
-        # written.
-        def update_transfer(self, n):
-            self.received += n
-            self._report()
+    def __init__(self, total: int):
+        self.total = total
+        self.done = 0
+        self._finished = 0
+        self._stopped = False
 
-        def set_transfer_postfix_str(self, *args, **kwargs):
-            pass
+    def finish_file(self, size: int):
+        """Count a file of ``size`` bytes as done, be it downloaded or found in the cache."""
+        self._finished += size
+        self._count(self._finished)
 
-        def _report(self):
-            if stopped_by:
-                return
-            done = max(self.written, self.received)
-            try:
-                progress(min(done, self.size) if self.size else done, self.size or done)
-            except BaseException as error:
-                stopped_by.append(error)
-                if threading.get_ident() == caller:
-                    raise
-                _abort_xet()
+    def stop(self):
+        """Let the running download fail as soon as it counts again."""
+        self._stopped = True
 
-    return ReportingBar
+    def bar(self) -> type[tqdm]:
+        """huggingface_hub's bar for one file, which also counts here."""
+        tally = self
+
+        class CountingBar(tqdm):
+            def __init__(self, *args, **kwargs):
+                super().__init__(*args, **kwargs)
+                # counted here, because a bar that is not shown does not count
+                self.written = self.received = kwargs.get("initial", 0)
+                self.size = kwargs.get("total") or tally.total
+                self.before = tally._finished
+                self.thread = threading.get_ident()
+
+            def update(self, n=1):
+                shown = super().update(n)
+                self.written += n
+                self._tell()
+                return shown
+
+            # With these two, the Xet protocol shows one bar instead of two, and tells what has been received before it
+            # is written.
+            def update_transfer(self, n):
+                self.received += n
+                self._tell()
+
+            def set_transfer_postfix_str(self, *args, **kwargs):
+                pass
+
+            def _tell(self):
+                # on a thread of the Xet library it would be dropped, see _abort_xet
+                if tally._stopped and threading.get_ident() == self.thread:
+                    raise _Stopped
+                # what is received may be more than the file
+                tally._count(self.before + min(max(self.written, self.received), self.size))
+
+        return CountingBar
+
+    def _count(self, done: int):
+        self.done = max(self.done, min(done, self.total))
+
+
+class _Stopped(BaseException):
+    """No Exception, so that nothing on the way takes it for a failure that another attempt could mend."""
+
+
+def run_watched(download: Callable[[], None], tally: Tally, progress: Progress):
+    """Run ``download`` on a thread of its own while this thread tells ``progress`` about it.
+
+    Only so can a download be stopped that waits for the network. What ``progress`` raises is raised within two seconds;
+    a download that is still waiting then ends by itself, at the next bytes or when the request times out.
+    """
+    ended = threading.Event()
+    failures: list[BaseException] = []
+
+    def run():
+        try:
+            download()
+        except BaseException as error:
+            failures.append(error)
+        finally:
+            ended.set()
+
+    progress(tally.done, tally.total)
+    threading.Thread(target=run, daemon=True, name="quantflux download").start()
+    try:
+        while not ended.wait(_INTERVAL):
+            progress(tally.done, tally.total)
+    except BaseException:
+        tally.stop()
+        if not ended.wait(_PATIENCE):
+            _abort_xet()
+            ended.wait(_PATIENCE / 2)
+        raise
+    if failures:
+        raise failures[0]
+    progress(tally.done, tally.total)
 
 
 def _abort_xet():
@@ -60,7 +123,7 @@ def _abort_xet():
     try:
         from huggingface_hub.utils._xet import abort_xet_session
     except ImportError:
-        # older: the download runs to its end, and the caller is told then
+        # older: the download runs to its end in the background
         return
-    # from another thread: the one that reports may be waited for
+    # on its own thread, because it may wait for others
     threading.Thread(target=abort_xet_session, daemon=True).start()

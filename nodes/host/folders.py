@@ -14,7 +14,7 @@ from ...quant_core.checkpoint import Checkpoint, open_checkpoint
 from ...quant_core.errors import CheckpointError, ConfigError
 from ...quant_core.folder import PIPELINE_INDEX, folder_config, is_model_folder
 from ...quant_core.header import read_header
-from ...quant_core.hub import hub_file as hub_path
+from ...quant_core.hub import hub_path
 from ...quant_core.identify import CLIP_L, FLUX, T5, Kind
 from .progress import progress_bar
 

@@ -1,10 +1,15 @@
-"""A transformer and a T5 from the Hub, in a host whose Hub is a local one."""
+"""A transformer and a T5 from the Hub, as files and as a pipeline's folders, in a host whose Hub is a local one."""
+
+import json
 
 import pytest
+import torch
 from comfy_client import PromptFailed
 from comfy_host import ComfyHost
 from hub_server import running_hub
+from quantflux.quant_core.flux.names import NORMS, SWAPPED_HALVES, diffusers_parts, swap_halves
 from read_picture import pixel_hash
+from safetensors.torch import load_file, save
 from tiny_workflow import ASSETS, MODELS, text_to_image
 
 CAPTION = "a large blue square in the center on a white background"
@@ -15,12 +20,54 @@ def client_of_a_local_hub(tmp_path_factory):
     with running_hub() as hub, pytest.MonkeyPatch.context() as environment:
         hub.add("owner/flux", {"transformer.safetensors": (ASSETS / "flux_tiny.safetensors").read_bytes()})
         hub.add("owner/t5", {"encoder.safetensors": (ASSETS / "t5_tiny.safetensors").read_bytes()})
+        hub.add("owner/pipeline", pipeline())
         environment.setenv("HF_ENDPOINT", hub.url)
         environment.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         environment.setenv("HF_HUB_DISABLE_XET", "1")
         environment.setenv("NO_PROXY", "127.0.0.1")
         with ComfyHost(models=MODELS) as host:
             yield host.client
+
+
+def pipeline() -> dict[str, bytes]:
+    """The small FLUX and T5 in the layout of diffusers, each in two shards."""
+    transformer = in_diffusers_names(load_file(ASSETS / "flux_tiny.safetensors"))
+    encoder = load_file(ASSETS / "t5_tiny.safetensors")
+    return {
+        "model_index.json": b'{"_class_name": "FluxPipeline"}',
+        **sharded("transformer/diffusion_pytorch_model", transformer, {"_class_name": "FluxTransformer2DModel"}),
+        **sharded("text_encoder_2/model", encoder, {"model_type": "t5", "architectures": ["T5EncoderModel"]}),
+    }
+
+
+def in_diffusers_names(native: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    hidden = native["img_in.weight"].shape[0]
+    named = {}
+    for name, tensor in native.items():
+        module, _, leaf = name.rpartition(".")
+        parts = diffusers_parts(module)
+        if not parts:
+            number = name.split(".")[1]
+            named[NORMS[name.replace(f".{number}.", ".{}.", 1)].format(number)] = tensor
+            continue
+        # of the modules that are stacked, only the last may have another number of rows
+        rows = [hidden] * (len(parts) - 1)
+        pieces = tensor.split([*rows, len(tensor) - sum(rows)])
+        for part, piece in zip(parts, pieces, strict=True):
+            named[f"{part}.{leaf}"] = swap_halves(piece) if module in SWAPPED_HALVES else piece
+    return named
+
+
+def sharded(stem: str, tensors: dict[str, torch.Tensor], config: dict) -> dict[str, bytes]:
+    folder, _, name = stem.partition("/")
+    names = sorted(tensors)
+    files, weight_map = {}, {}
+    for i in range(2):
+        shard = f"{name}-{i + 1:05}-of-00002.safetensors"
+        files[f"{folder}/{shard}"] = save({n: tensors[n].contiguous() for n in names[i::2]})
+        weight_map |= dict.fromkeys(names[i::2], shard)
+    files[f"{stem}.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": weight_map}).encode()
+    return files | {f"{folder}/config.json": json.dumps(config).encode()}
 
 
 def graph(transformer: str, t5: str):
@@ -31,9 +78,13 @@ def graph(transformer: str, t5: str):
     return workflow
 
 
-def test_files_from_the_hub_draw_the_picture_of_the_same_local_files(client_of_a_local_hub):
+@pytest.mark.parametrize(
+    ("transformer", "t5"),
+    [("owner/flux", "owner/t5"), ("owner/pipeline", "owner/pipeline"), ("owner/pipeline/transformer@main", "")],
+)
+def test_models_from_the_hub_draw_the_picture_of_the_same_local_files(client_of_a_local_hub, transformer, t5):
     local = client_of_a_local_hub.run(graph("", "")).images[0]
-    from_hub = client_of_a_local_hub.run(graph("owner/flux", "owner/t5")).images[0]
+    from_hub = client_of_a_local_hub.run(graph(transformer, t5)).images[0]
     assert pixel_hash(from_hub) == pixel_hash(local)
 
 
