@@ -1,13 +1,10 @@
 """Stacking, slicing and swapping packed rows, at the shapes of FLUX's real layers: one block of each type."""
 
-import bitsandbytes.functional as bnb
 import pytest
+import random_packed
 import torch
-from comfy_kitchen.tensor import QuantizedTensor
 from quantflux.quant_core.config import BLOCKSIZES, QuantConfig
 from quantflux.quant_core.layouts import (
-    FourBitLayout,
-    Int8Layout,
     concatenate,
     dequantize,
     is_packed,
@@ -17,6 +14,7 @@ from quantflux.quant_core.layouts import (
     rows,
     swap_halves,
 )
+from random_packed import FORMATS, weight_and_values
 
 HIDDEN = 3072
 MLP = 4 * HIDDEN
@@ -31,59 +29,11 @@ LAYERS = {
     "single linear2": ((HIDDEN,), HIDDEN + MLP),
     "adaLN": ((2 * HIDDEN,), HIDDEN),
 }
-FORMATS = {
-    "nf4": ("nf4", 64, False),
-    "fp4 blocksize 4096": ("fp4", 4096, False),
-    "nf4 nested": ("nf4", 64, True),
-    "fp4 nested blocksize 128": ("fp4", 128, True),
-    "int8": ("int8", 0, False),
-}
-TABLE = bnb.create_dynamic_map()  # what nested absmax values are looked up in
 
 
 @pytest.fixture(scope="module")
 def random_bytes():
-    """As many as the largest weight has in int8, and some more to begin at."""
-    size = max(sum(heights) * columns for heights, columns in LAYERS.values())
-    return torch.randint(0, 256, (size + 2**20,), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-
-
-def weight_and_values(shape, form, generator, random_bytes) -> tuple[QuantizedTensor, torch.Tensor]:
-    """(a packed weight of random bytes and random statistics, what bitsandbytes says it stands for).
-
-    Random bytes hold every code as often as any other, and need no quantizing, which is what takes long on a CPU.
-    """
-    precision, blocksize, nested = form
-    numbers = shape[0] * shape[1]
-    # another place for every weight: parts are not to be the same
-    bytes_ = random_bytes[int(torch.randint(2**20, (), generator=generator)) :]
-    if precision == "int8":
-        data = bytes_[:numbers].view(torch.int8).reshape(shape)
-        scale = torch.rand(shape[0], generator=generator)
-        params = Int8Layout.Params(scale=scale, orig_dtype=torch.bfloat16, orig_shape=shape)
-        values = bnb.int8_vectorwise_dequant(data, scale).to(torch.bfloat16)
-        return QuantizedTensor(data, Int8Layout.NAME, params), values
-    data = bytes_[: numbers // 2].reshape(-1, 1)
-    blocks = numbers // blocksize
-    if nested:
-        absmax = torch.randint(0, 256, (blocks,), dtype=torch.uint8, generator=generator)
-        scale = torch.rand(-(-blocks // 256), generator=generator)
-        # an offset of its own for each weight: this is why nested statistics cannot be stacked as they are
-        offset = 1 + torch.rand((), generator=generator)
-        inner = bnb.QuantState(absmax=scale, code=TABLE, blocksize=256, dtype=torch.float32)
-        fields = {"absmax_8bit": absmax, "absmax_code": TABLE, "absmax_offset": offset}
-    else:
-        absmax = scale = torch.rand(blocks, generator=generator)
-        offset = inner = None
-        fields = {}
-    state = bnb.QuantState(
-        absmax=absmax, shape=torch.Size(shape), code=bnb.get_4bit_type(precision, device="cpu"), blocksize=blocksize,
-        quant_type=precision, dtype=torch.bfloat16, offset=offset, state2=inner,
-    )  # fmt: skip
-    params = FourBitLayout.Params(
-        scale=scale, orig_dtype=torch.bfloat16, orig_shape=shape, quant_type=precision, blocksize=blocksize, **fields
-    )
-    return QuantizedTensor(data, FourBitLayout.NAME, params), bnb.dequantize_4bit(data, state)
+    return random_packed.random_bytes()
 
 
 def same_values(packed: torch.Tensor | None, values: torch.Tensor) -> bool:
