@@ -7,13 +7,11 @@ import os
 
 from huggingface_hub.errors import OfflineModeIsEnabled
 
-from .hub_choice import NothingFound, choose
-from .hub_listing import REQUEST_ERRORS, CachedListing, RemoteListing, outline
-from .hub_progress import Progress
-from .hub_repo import HubError, Repo, parse_repo
-from .identify import Kind
-
-__all__ = ["HubError", "hub_path"]
+from ..identify import Kind
+from .choice import NothingFound, choose
+from .listing import REQUEST_ERRORS, CachedListing, RemoteListing, outline
+from .progress import Progress
+from .repo import HubError, Repo, parse_repo
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +61,6 @@ def hub_path(
     logger.info("%s: taking %s.", hub_repo, choice)
     path = listing.fetch(choice.files, progress)
     return os.path.dirname(path) if choice.is_folder else path
-
-
-# the name that it had when it found only files
 
 
 def _cached_path(repo: Repo, wanted: Kind, error: Exception) -> str:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from .hub_listing import Listing
-from .identify import FLUX, FLUX_DIFFUSERS, Kind, identify
-from .stored.contents import is_statistic
-from .stored.four_bit import STATE
-from .stored.int8 import SCALES
-from .stored.plain import FLOAT8
+from ..identify import FLUX, FLUX_DIFFUSERS, Kind, identify
+from ..stored.contents import is_statistic
+from ..stored.four_bit import STATE
+from ..stored.int8 import SCALES
+from ..stored.plain import FLOAT8
+from .listing import Listing
 
 # of several 16-bit files that hold the same model, the first of these dtypes is taken
 SIXTEEN_BIT_ORDER = (torch.bfloat16, torch.float16, torch.float32)

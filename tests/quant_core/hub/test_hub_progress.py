@@ -10,9 +10,9 @@ import hub_server
 import huggingface_hub
 import pytest
 from hub_server import file_of, folder_of
-from quantflux.quant_core import hub_listing
 from quantflux.quant_core.hub import HubError, hub_path
-from quantflux.quant_core.hub_progress import Tally, run_watched
+from quantflux.quant_core.hub import listing as hub_listing
+from quantflux.quant_core.hub.progress import Tally, run_watched
 from quantflux.quant_core.identify import FLUX
 
 TRANSFORMER = folder_of(

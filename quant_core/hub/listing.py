@@ -20,11 +20,11 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
-from .errors import CheckpointError
-from .folder import read_json
-from .header import DTYPES, read_header
-from .hub_progress import Progress, Tally, run_watched
-from .hub_repo import HubError, Repo
+from ..errors import CheckpointError
+from ..folder import read_json
+from ..header import DTYPES, read_header
+from .progress import Progress, Tally, run_watched
+from .repo import HubError, Repo
 
 # Whatever a request may fail with. Depending on its version, huggingface_hub speaks through requests, httpx or httpx2;
 # HfHubHTTPError inherits from its client's base class, and the failures of requests are OSErrors.

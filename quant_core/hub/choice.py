@@ -5,13 +5,13 @@ from __future__ import annotations
 import posixpath
 from dataclasses import dataclass
 
-from .folder import CONFIG, WEIGHTS, is_plain_file_name
-from .header import PICKLE_REMEDY
-from .hub_files import SIXTEEN_BIT_ORDER, SingleFile, single_file
-from .hub_folders import PICKLES, ModelFolder, UnusableFolder, listed, model_folder, needed_files, shown
-from .hub_listing import Listing
-from .hub_repo import HubError, Repo
-from .identify import Kind
+from ..folder import CONFIG, WEIGHTS, is_plain_file_name
+from ..header import PICKLE_REMEDY
+from ..identify import Kind
+from .files import SIXTEEN_BIT_ORDER, SingleFile, single_file
+from .folders import PICKLES, ModelFolder, UnusableFolder, listed, model_folder, needed_files, shown
+from .listing import Listing
+from .repo import HubError, Repo
 
 
 class NothingFound(Exception):

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .folder import CONFIG, INDEX_SUFFIX, WEIGHTS, is_index, is_plain_file_name
-from .hub_listing import Listing
-from .hub_repo import HubError, Repo
-from .identify import FLUX, T5, Kind
+from ..folder import CONFIG, INDEX_SUFFIX, WEIGHTS, is_index, is_plain_file_name
+from ..identify import FLUX, T5, Kind
+from .listing import Listing
+from .repo import HubError, Repo
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _SHOWN = 12  # names that a message lists

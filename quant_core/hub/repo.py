@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import ConfigError
+from ..errors import ConfigError
 
 # no part of a revision may start with a dot: the cache keeps it as a path
 _REVISION = re.compile(r"[A-Za-z0-9_][\w.+-]*(/[A-Za-z0-9_][\w.+-]*)*", re.ASCII)
