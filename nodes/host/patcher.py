@@ -105,18 +105,28 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
             )
 
     def _layers(self) -> dict[str, PackedLinear]:
-        return packed_linears(self.model)
+        """The layers whose own weight is packed, also where a patch that changes its shape stands in its place."""
+        layers = packed_linears(self.model)
+        for key, backup in self.backup.items():
+            if is_packed(backup.weight):
+                name = key.removesuffix(".weight")
+                layers[name] = comfy.utils.get_attr(self.model, name)
+        return layers
+
+    def _own_weight(self, name: str) -> torch.Tensor:
+        key = f"{name}.weight"
+        return self.backup[key].weight if key in self.backup else comfy.utils.get_attr(self.model, key)
 
     def _patches_of_layers(self) -> dict[str, tuple[list, list[Branch]]]:
         """Packed layer -> its patches for the whole weight, and its branches: one of the two is empty."""
         known, found = self._told_apart
         if known != self.patches_uuid:
             found = {}
-            for name, layer in self._layers().items():
+            for name in self._layers():
                 key = f"{name}.weight"
                 if key in self.patches:
                     patches = counted_together(self.patches[key])
-                    plain = branches(key, patches, tuple(layer.weight.shape))
+                    plain = branches(key, patches, tuple(self._own_weight(name).shape))
                     found[name] = (patches, []) if plain is None else ([], plain)
             self._told_apart = self.patches_uuid, found
         return found
@@ -155,7 +165,8 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
             others = [f for f in layer.weight_function if not (isinstance(f, LowVramPatch) and f.key == key)]
             whole, _ = patches.get(name, ([], []))
             if changes_shape(whole):
-                self._unpack_and_patch(key, layer.weight)
+                if is_packed(layer.weight):
+                    self._unpack_and_patch(key, layer.weight)
                 whole = []
             layer.weight_function = [LowVramPatch(key, {key: whole}), *others] if whole else others
 
