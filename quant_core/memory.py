@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import bisect
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import torch
 
 from .config import QuantConfig
-from .layouts import nbytes
+from .layouts import is_packed, nbytes, plain_tensors
 from .layouts.four_bit import NESTED_BLOCKSIZE
+from .lora import LowRank
 from .source import Source
 
 FLOAT32 = 4
+PACKED, STATISTICS, SKIPPED = "packed linears", "their statistics", "linears, not packed"
+BIASES, NORMS, EMBEDDINGS, CONVOLUTIONS, OTHER = "biases", "norms", "embeddings", "convolutions", "other"
+LORA, ORIGINALS = "LoRA branches", "originals of patched"
+GROUPS = (PACKED, STATISTICS, SKIPPED, EMBEDDINGS, CONVOLUTIONS, NORMS, BIASES, OTHER, LORA, ORIGINALS)
+GPU, CPU, MAPPED = "GPU", "CPU", "mapped file"
 
 
 def packed_nbytes(shape: tuple[int, int], config: QuantConfig) -> int:
@@ -48,6 +57,109 @@ def model_nbytes(tensors: Iterable[torch.Tensor]) -> tuple[int, int]:
         now += nbytes(tensor)
         at_16_bit += 2 * tensor.numel()
     return now, at_16_bit
+
+
+@dataclass(frozen=True)
+class Held:
+    """Tensors of one kind that a component holds in one place.
+
+    Attributes:
+        component: as it is shown, such as ``T5``.
+        group: one of ``GROUPS``.
+        place: ``GPU``, ``CPU``, or ``mapped file``: pages of a file, which the system reads and drops as it needs to.
+        nbytes: bytes that they take.
+        nbytes_16bit: bytes that the weights they stand for take at 16 bit; statistics stand for none.
+    """
+
+    component: str
+    group: str
+    place: str
+    nbytes: int
+    nbytes_16bit: int
+
+
+class Inventory:
+    """What is held by the components that are added, each storage counted once and at its full size."""
+
+    def __init__(self):
+        self._maps = _file_maps()
+        self._seen: set[tuple] = set()
+        self._found: dict[tuple[str, str, str], list[int]] = {}
+
+    def add(self, component: str, module: torch.nn.Module, originals: Iterable[torch.Tensor] = ()):
+        """Add the tensors of ``module``, and ``originals``: weights that are kept while patched ones replace them."""
+        for group, tensor, stands_for in _grouped(module, originals):
+            pointer = tensor.data_ptr()
+            place = self._place(tensor, pointer)
+            if place == MAPPED:
+                # all tensors of a file share one storage, the file
+                storage, size = (tensor.device, pointer), tensor.nbytes
+            else:
+                whole = tensor.untyped_storage()
+                storage, size = (tensor.device, whole.data_ptr()), whole.nbytes()
+            if size and storage not in self._seen:
+                self._seen.add(storage)
+                sums = self._found.setdefault((component, group, place), [0, 0])
+                sums[0] += size
+                sums[1] += 2 * stands_for
+
+    def held(self) -> list[Held]:
+        """Component after component, in the order of ``GROUPS``."""
+        components = list(dict.fromkeys(component for component, *_ in self._found))
+        order = sorted(self._found, key=lambda key: (components.index(key[0]), GROUPS.index(key[1]), key[2]))
+        return [Held(*key, *self._found[key]) for key in order]
+
+    def _place(self, tensor: torch.Tensor, pointer: int) -> str:
+        if tensor.device.type != "cpu":
+            return GPU
+        at = bisect.bisect_right(self._maps, (pointer, math.inf)) - 1
+        return MAPPED if at >= 0 and pointer < self._maps[at][1] else CPU
+
+
+def _grouped(module: torch.nn.Module, originals: Iterable[torch.Tensor]) -> Iterator[tuple[str, torch.Tensor, int]]:
+    """(group, plain tensor, number of weights that it stands for) of everything that ``module`` holds."""
+    for layer in module.modules():
+        tensors = [*layer._parameters.items(), *layer._buffers.items()]
+        for name, tensor in tensors:
+            if tensor is not None:
+                yield from _parts(_group(layer, name), tensor)
+        low_rank = getattr(layer, "low_rank", None)
+        if isinstance(low_rank, LowRank):
+            yield from ((LORA, matrix, matrix.numel()) for matrix in (low_rank.down, low_rank.up))
+    for tensor in originals:
+        yield from _parts(ORIGINALS, tensor)
+
+
+def _parts(group: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, int]]:
+    data, *statistics = plain_tensors(tensor)
+    if group == SKIPPED and is_packed(tensor):
+        group = PACKED
+    yield group, data, tensor.numel()
+    yield from ((STATISTICS, part, 0) for part in statistics)
+
+
+def _group(layer: torch.nn.Module, name: str) -> str:
+    if name == "bias":
+        return BIASES
+    if isinstance(layer, torch.nn.Embedding):
+        return EMBEDDINGS
+    if isinstance(layer, torch.nn.modules.conv._ConvNd):
+        return CONVOLUTIONS
+    if hasattr(layer, "in_features"):
+        return SKIPPED
+    # the host has norms of its own
+    return NORMS if "norm" in type(layer).__name__.lower() else OTHER
+
+
+def _file_maps() -> list[tuple[int, int]]:
+    """(begin, end) of the files mapped into this process, in order. Only Linux says; elsewhere none is known."""
+    if not os.path.exists("/proc/self/maps"):
+        return []
+    with open("/proc/self/maps", encoding="utf-8", errors="replace") as lines:
+        fields = [line.split(maxsplit=5) for line in lines]
+    # anonymous memory has no path; devices are not files
+    files = [f[0].split("-") for f in fields if len(f) == 6 and f[5][0] == "/" and not f[5].startswith("/dev/")]
+    return sorted((int(begin, 16), int(end, 16)) for begin, end in files)
 
 
 def readable(number_of_bytes: float) -> str:
