@@ -3,8 +3,8 @@
 import pytest
 from prompt_accuracy import prompt_accuracy
 
-# Fewer pictures than the 200 of the model's card, for time: on 2 cores one takes 1.5 to 2.5 s.
-COUNT = 40
+# A tenth of the pictures of the model's card, for time: on 2 cores one takes 1.5 to 2.5 s.
+COUNT = 20
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,53 @@
+"""Nothing is left of a model that is loaded, used and let go, however often."""
+
+import gc
+
+import comfy.model_management
+import comfy.sd
+import loras
+import psutil
+from comfy_kitchen.tensor import QuantizedTensor
+from flux_predictions import predict
+from quantflux.nodes.host.flux_model import load_flux_model
+from quantflux.quant_core.checkpoint import open_checkpoint
+from quantflux.quant_core.config import QuantConfig
+from quantflux.quant_core.source import flux_source
+
+CYCLES = 50
+
+
+def cycle(flux_file, tensors):
+    patcher = load_flux_model(flux_source(open_checkpoint(flux_file), QuantConfig("nf4")))
+    patched = comfy.sd.load_lora_for_models(patcher, None, tensors, 1.0, 0.0)[0]
+    predict(patched)
+    patched.partially_unload(patched.offload_device, patched.model_size() // 2)
+    comfy.model_management.unload_all_models()
+
+
+def left() -> tuple[int, int]:
+    """(packed weights alive, bytes of memory of the process)"""
+    gc.collect()
+    comfy.model_management.cleanup_models()
+    # type, because isinstance asks some lazy modules, which then warn
+    packed = sum(type(thing) is QuantizedTensor for thing in gc.get_objects())
+    return packed, psutil.Process().memory_info().rss
+
+
+def test_fifty_cycles_leave_no_more_than_two(flux_file):
+    tensors = loras.peft()
+    for _ in range(2):
+        cycle(flux_file, tensors)
+    packed, memory = left()
+    for _ in range(CYCLES - 2):
+        cycle(flux_file, tensors)
+    packed_later, memory_later = left()
+    assert packed_later == packed
+    assert memory_later <= memory * 1.01
+
+
+def test_two_models_of_one_file_share_nothing(flux_file):
+    one, other = (load_flux_model(flux_source(open_checkpoint(flux_file), QuantConfig("nf4"))) for _ in range(2))
+    base = predict(other)
+    predict(comfy.sd.load_lora_for_models(one, None, loras.kohya(), 1.0, 0.0)[0])
+    assert (predict(other) == base).all()
+    assert (predict(one) == base).all()
