@@ -10,30 +10,13 @@ import torch
 from hub_server import file_of
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.errors import ConfigError
-from quantflux.quant_core.hub import HubError, hub_path
+from quantflux.quant_core.hub import HubError
 from quantflux.quant_core.identify import FLUX, T5, identify
 from safetensors.torch import save
 
 VAE = "decoder.up.0.block.0.conv1.weight"
 CLIP_L = "text_model.encoder.layers.0.mlp.fc1.weight"
 LORA = "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight"
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    hub_server.forget_this_machines_settings(monkeypatch)
-    with hub_server.running_hub() as running:
-        yield running
-
-
-@pytest.fixture
-def fetch(hub, tmp_path):
-    """``hub_path`` against the local Hub and an empty cache."""
-
-    def call(hub_repo, wanted=FLUX, endpoint=hub.url):
-        return hub_path(hub_repo, wanted, endpoint=endpoint, cache_dir=str(tmp_path / "cache"))
-
-    return call
 
 
 def finished_files(tmp_path) -> list[Path]:

@@ -6,7 +6,7 @@ import hub_server
 import pytest
 import torch
 from hub_server import NOWHERE, file_of, folder_of
-from quantflux.quant_core.hub import HubError, hub_path
+from quantflux.quant_core.hub import HubError
 from quantflux.quant_core.identify import CLIP_L, FLUX, FLUX_DIFFUSERS, T5
 from safetensors.torch import save
 
@@ -41,21 +41,6 @@ SIXTEEN_BIT_FOLDER = folder_of(TRANSFORMER, WEIGHTS, path="transformer")
 PACKED_FOLDER = folder_of(PACKED, WEIGHTS, path="transformer")
 FP8_FILE = {"flux_fp8.safetensors": file_of(FLUX.marker, FP8)}
 NF4_FILE = {"flux_nf4.safetensors": nf4(FLUX.marker)}
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    hub_server.forget_this_machines_settings(monkeypatch)
-    with hub_server.running_hub() as running:
-        yield running
-
-
-@pytest.fixture
-def fetch(hub, tmp_path):
-    def call(hub_repo, wanted=FLUX, endpoint=hub.url):
-        return hub_path(hub_repo, wanted, endpoint=endpoint, cache_dir=str(tmp_path / "cache"))
-
-    return call
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import hub_server
 import pytest
 from hub_server import NOWHERE, file_of, folder_of
 from quantflux.quant_core.checkpoint import open_checkpoint
-from quantflux.quant_core.hub import HubError, hub_path
+from quantflux.quant_core.hub import HubError
 from quantflux.quant_core.identify import FLUX, T5
 
 TRANSFORMER = {"_class_name": "FluxTransformer2DModel"}
@@ -17,21 +17,6 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 INDEX = "transformer/diffusion_pytorch_model.safetensors.index.json"
 FIRST = "transformer/diffusion_pytorch_model-00001-of-00003.safetensors"
 LAST = "transformer/diffusion_pytorch_model-00003-of-00003.safetensors"
-
-
-@pytest.fixture
-def hub(monkeypatch):
-    hub_server.forget_this_machines_settings(monkeypatch)
-    with hub_server.running_hub() as running:
-        yield running
-
-
-@pytest.fixture
-def fetch(hub, tmp_path):
-    def call(hub_repo, wanted=FLUX, endpoint=hub.url):
-        return hub_path(hub_repo, wanted, endpoint=endpoint, cache_dir=str(tmp_path / "cache"))
-
-    return call
 
 
 def pipeline() -> dict[str, bytes]:
