@@ -171,7 +171,9 @@ def diffusers_contents(tmp_path, tensors):
 def qkv(forms, heights=(32, 32, 32)):
     tensors = {}
     for name, form, height in zip(("to_q", "to_k", "to_v"), forms, heights, strict=True):
-        tensors |= stored_part(torch.randn(height, COLUMNS).bfloat16(), form, f"transformer_blocks.0.attn.{name}")[0]
+        module = f"transformer_blocks.0.attn.{name}"
+        tensors |= stored_part(torch.randn(height, COLUMNS).bfloat16(), form, module)[0]
+        tensors[f"{module}.bias"] = torch.zeros(height, dtype=torch.bfloat16)
     return tensors
 
 
