@@ -11,12 +11,10 @@ from dataclasses import dataclass
 import torch
 
 from .config import QuantConfig
-from .layouts import is_packed, nbytes, plain_tensors
-from .layouts.four_bit import NESTED_BLOCKSIZE
+from .layouts import FourBitLayout, Int8Layout, is_packed, nbytes, plain_tensors
 from .lora import LowRank
 from .source import Source
 
-FLOAT32 = 4
 PACKED, STATISTICS, SKIPPED = "packed linears", "their statistics", "linears, not packed"
 BIASES, NORMS, EMBEDDINGS, CONVOLUTIONS, OTHER = "biases", "norms", "embeddings", "convolutions", "other"
 LORA, ORIGINALS = "LoRA branches", "originals of patched"
@@ -26,15 +24,9 @@ GPU, CPU, MAPPED = "GPU", "CPU", "mapped file"
 
 def packed_nbytes(shape: tuple[int, int], config: QuantConfig) -> int:
     """Bytes that a weight ``(rows, columns)`` takes once ``config`` has packed it, statistics included."""
-    rows, columns = shape
     if config.precision == "int8":
-        return rows * columns + FLOAT32 * rows
-    blocks = math.ceil(rows * columns / config.blocksize)
-    packed = math.ceil(rows * columns / 2)
-    if not config.double_quant:
-        return packed + FLOAT32 * blocks
-    # a byte for each absmax; for each 256 of them a float32; a table of 256 and an offset
-    return packed + blocks + FLOAT32 * (math.ceil(blocks / NESTED_BLOCKSIZE) + 256 + 1)
+        return Int8Layout.nbytes_of(shape)
+    return FourBitLayout.nbytes_of(shape, config.blocksize, config.double_quant)
 
 
 def planned_nbytes(source: Source) -> int:

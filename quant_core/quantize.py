@@ -42,7 +42,7 @@ def load(
     destination = torch.device(destination or device)
     tensors: dict[str, torch.Tensor] = {}
     checkpoint = source.checkpoint
-    names = [part.name for tensor in source.tensors.values() for part in tensor.parts]
+    names = _read_on_device(source, device, destination)
     with checkpoint.reader() as mapped, read_ahead(mapped, checkpoint.tensors, names, device) as reader:
         for done, (name, assembly) in enumerate(source.tensors.items(), start=1):
             if name in source.packed:
@@ -61,6 +61,15 @@ def load(
             if progress is not None:
                 progress(done, len(source.tensors))
     return tensors
+
+
+def _read_on_device(source: Source, device: torch.device, destination: torch.device) -> list[str]:
+    """Stored tensors that :func:`load` reads on ``device``, in its order.
+
+    What goes to another one stays mapped: read ahead, it would hold up all that comes after it.
+    """
+    wanted = [name for name in source.tensors if name in source.packed or destination == device]
+    return [part.name for name in wanted for part in source.tensors[name].parts]
 
 
 def _with_threshold(weight: QuantizedTensor, threshold: float) -> QuantizedTensor:

@@ -29,7 +29,7 @@ def branches(key: str, patches: Sequence[Patch], shape: tuple[int, int]) -> list
             return None
         if offset is not None and offset[0] != 0:
             return None
-        up, down, alpha = (None if part is None else part for part in patch.weights[:3])
+        up, down, alpha = patch.weights[:3]
         up, down = up.flatten(1), down.flatten(1)
         start, rows = (offset[1], offset[2]) if offset is not None else (0, shape[0])
         if up.shape != (rows, down.shape[0]) or down.shape[1] != shape[1] or start + rows > shape[0]:
@@ -46,7 +46,7 @@ def branches(key: str, patches: Sequence[Patch], shape: tuple[int, int]) -> list
 def counted_together(patches: Sequence[Patch]) -> list[Patch]:
     """``patches`` with equal ones counted together, so that +s and -s leave nothing.
 
-    DoRA is not linear in its strength, and full differences are compared by identity only: they stay as they are.
+    DoRA, which is not linear in its strength, and full differences stay as they are.
     """
     together: list[Patch] = []
     for patch in patches:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -182,6 +183,16 @@ class FourBitLayout(QuantizedLayout):
             scale=params.scale[block // NESTED_BLOCKSIZE : -(-end // NESTED_BLOCKSIZE)],
             absmax_8bit=params.absmax_8bit[block:end],
         )
+
+    @staticmethod
+    def nbytes_of(shape: tuple[int, int], blocksize: int, nested: bool) -> int:
+        """Bytes that a weight ``(rows, columns)`` takes once it is packed, statistics included."""
+        blocks = math.ceil(math.prod(shape) / blocksize)
+        packed = math.ceil(math.prod(shape) / 2)
+        if not nested:
+            return packed + 4 * blocks
+        # a byte for each absmax; for each 256 of them a float32; a table of 256 and an offset
+        return packed + blocks + 4 * (math.ceil(blocks / NESTED_BLOCKSIZE) + 256 + 1)
 
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:

@@ -86,6 +86,11 @@ class Int8Layout(QuantizedLayout):
         shape = (stop - start, params.orig_shape[1])
         return weight._qdata[start:stop], dataclasses.replace(params, scale=params.scale[start:stop], orig_shape=shape)
 
+    @staticmethod
+    def nbytes_of(shape: tuple[int, int]) -> int:
+        """Bytes that a weight ``(rows, columns)`` takes once it is packed, row scales included."""
+        return shape[0] * shape[1] + 4 * shape[0]
+
     @classmethod
     def get_plain_tensors(cls, qtensor: QuantizedTensor) -> tuple[torch.Tensor, ...]:
         return qtensor._qdata, qtensor._params.scale

@@ -58,20 +58,13 @@ class FourBit:
         return f"{self.quant_type} blocksize {self.blocksize}"
 
     @property
-    def blocks(self) -> int:
-        return math.ceil(math.prod(self.shape) / self.blocksize)
-
-    @property
     def expanded_nbytes(self) -> int:
         """Bytes once it is stacked with others, which needs the absmax of every block in float32."""
-        return math.ceil(math.prod(self.shape) / 2) + 4 * self.blocks
+        return FourBitLayout.nbytes_of(self.shape, self.blocksize, nested=False)
 
     @property
     def nbytes(self) -> int:
-        if not self.nested:
-            return self.expanded_nbytes
-        packed = math.ceil(math.prod(self.shape) / 2)
-        return packed + self.blocks + 4 * (math.ceil(self.blocks / NESTED_BLOCKSIZE) + 256 + 1)
+        return FourBitLayout.nbytes_of(self.shape, self.blocksize, self.nested)
 
     def read(self, reader: Reader, device: torch.device) -> QuantizedTensor:
         """The packed weight on ``device``.

@@ -37,7 +37,7 @@ class Int8:
 
     @property
     def nbytes(self) -> int:
-        return math.prod(self.shape) + 4 * self.shape[0]
+        return Int8Layout.nbytes_of(self.shape)
 
     @property
     def expanded_nbytes(self) -> int:

@@ -2,8 +2,11 @@ import pytest
 import torch
 from quantflux.quant_core import read_ahead
 from quantflux.quant_core.checkpoint import open_checkpoint
+from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import CheckpointError
+from quantflux.quant_core.quantize import _read_on_device
 from quantflux.quant_core.read_ahead import ReadAhead
+from quantflux.quant_core.source import flux_source
 from safetensors.torch import load_file, save_file
 
 
@@ -57,6 +60,15 @@ def test_another_order_than_announced_gives_the_same_tensors(path, device, asked
     stored = load_file(path)
     tensors, _ = read(path, device, list(stored), asked)
     assert all(same_bytes(tensor, stored[name]) for name, tensor in zip(asked, tensors, strict=True))
+
+
+def test_only_what_is_read_on_the_device_is_announced(flux_file):
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    source = flux_source(open_checkpoint(flux_file), QuantConfig("nf4"))
+    unquantized = flux_source(open_checkpoint(flux_file), QuantConfig("none"))
+    assert _read_on_device(source, gpu, gpu) == _read_on_device(unquantized, gpu, gpu) == list(source.tensors)
+    assert set(_read_on_device(source, gpu, cpu)) == source.packed
+    assert _read_on_device(unquantized, gpu, cpu) == []
 
 
 def test_a_file_cut_short_after_it_was_opened_is_an_error_that_names_it(path):
