@@ -1,11 +1,10 @@
 """Memory Report: what a MODEL, a CLIP and a VAE take, and where."""
 
-import numpy
-import torch
 from comfy_api.latest import io
 
 from ..quant_core.report import memory_chart, memory_text
 from .host.memory_state import held_by, process_memory
+from .report import image
 from .types import CATEGORY
 
 
@@ -36,7 +35,7 @@ class QuantFluxMemoryReport(io.ComfyNode):
     def execute(cls, model=None, clip=None, vae=None) -> io.NodeOutput:
         held, process = held_by(model, clip, vae), process_memory(model, clip, vae)
         report = memory_text(held, process)
-        chart = torch.from_numpy(numpy.asarray(memory_chart(held), dtype=numpy.float32) / 255)[None]
+        chart = image(memory_chart(held))
         figures = {
             "bytes": sum(one.nbytes for one in held),
             "bytes_16bit": sum(one.nbytes_16bit for one in held),

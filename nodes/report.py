@@ -1,6 +1,8 @@
-"""What a loader says on its node once it has loaded."""
+"""What nodes show: a line of text on a loader once it has loaded, and charts."""
 
+import numpy
 import torch
+from PIL import Image
 
 from ..quant_core.config import QuantConfig
 from ..quant_core.memory import model_nbytes, readable
@@ -12,3 +14,8 @@ def loaded(config: QuantConfig, model: torch.nn.Module) -> dict[str, list]:
     text = f"{config.describe()} · {readable(now)} (16-bit: {readable(at_16_bit)})"
     figures = {"precision": config.precision, "bytes": now, "bytes_16bit": at_16_bit}
     return {"text": [text], "quantflux": [figures]}
+
+
+def image(picture: Image.Image) -> torch.Tensor:
+    """An RGB picture as the host's IMAGE: float32 ``(1, height, width, 3)`` from 0 to 1."""
+    return torch.from_numpy(numpy.asarray(picture, dtype=numpy.float32) / 255)[None]

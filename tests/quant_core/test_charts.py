@@ -8,7 +8,8 @@ from quantflux.quant_core.layouts import nbytes, quantize
 from quantflux.quant_core.lora import LowRank
 from quantflux.quant_core.memory import CPU, GPU, MAPPED, Held, Inventory
 from quantflux.quant_core.report import memory_chart, memory_text
-from quantflux.quant_core.report.memory_chart import COLOURS, SIXTEEN, WIDTH
+from quantflux.quant_core.report.drawing import PALE, WIDTH
+from quantflux.quant_core.report.memory_chart import COLOURS
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -133,7 +134,7 @@ def test_areas_in_the_chart_are_as_the_bytes():
     swatch = 27 * 27
     packed, statistics = (pixels_of(picture, COLOURS[group]) - swatch for group in (memory.PACKED, memory.STATISTICS))
     assert packed / statistics == pytest.approx(800 / 75, rel=0.15)
-    assert pixels_of(picture, SIXTEEN) > packed
+    assert pixels_of(picture, PALE) > packed
     # too small for a pixel, and so not in the legend either
     assert not pixels_of(picture, COLOURS[memory.NORMS])
 
@@ -152,4 +153,4 @@ def test_nothing_can_be_drawn_and_told():
 
 def test_every_group_has_a_colour_of_its_own():
     assert set(COLOURS) == set(memory.GROUPS)
-    assert len({*COLOURS.values(), SIXTEEN}) == len(COLOURS) + 1
+    assert len({*COLOURS.values(), PALE}) == len(COLOURS) + 1
