@@ -9,7 +9,7 @@ from quantflux.quant_core.lora import LowRank
 from quantflux.quant_core.memory import CPU, GPU, MAPPED, Held, Inventory
 from quantflux.quant_core.report import memory_chart, memory_text
 from quantflux.quant_core.report.drawing import PALE, WIDTH
-from quantflux.quant_core.report.memory_chart import COLOURS
+from quantflux.quant_core.report.memory_chart import AT_16_BIT, COLOURS
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -152,5 +152,5 @@ def test_nothing_can_be_drawn_and_told():
 
 
 def test_every_group_has_a_colour_of_its_own():
-    assert set(COLOURS) == set(memory.GROUPS)
-    assert len({*COLOURS.values(), PALE}) == len(COLOURS) + 1
+    assert set(COLOURS) == {*memory.GROUPS, AT_16_BIT}
+    assert len(set(COLOURS.values())) == len(COLOURS)
