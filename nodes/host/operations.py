@@ -8,6 +8,7 @@ import torch
 from ...quant_core.layouts import dequantize, is_packed, plain_tensors
 from ...quant_core.linear import linear
 from ...quant_core.lora import LowRank
+from .offload import borrowed
 
 
 class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
@@ -21,6 +22,7 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 
     compute_dtype: torch.dtype | None = None
     low_rank: LowRank | None = None
+    pinned_block: torch.Tensor | None = None  # where the data of an offloaded weight is, if it is pinned
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
         super().__init__()
@@ -48,6 +50,11 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         if bias is not None:
             self.bias = _frozen(bias)
 
+    def hold(self, weight: torch.Tensor, pinned_block: torch.Tensor | None = None):
+        """Take another tensor of the same values as the weight."""
+        self.weight = _frozen(weight)
+        self.pinned_block = pinned_block
+
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         # the host sums these tensors to learn how much memory the layer takes: exactly what is held
         if self.weight is not None:
@@ -73,8 +80,12 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         comfy.ops.run_every_op()
-        weight = _at(self.weight, x.device)
-        bias = None if self.bias is None else _at(self.bias, x.device)
+        if self.weight.device == x.device and (self.bias is None or self.bias.device == x.device):
+            return self._product(x, self.weight, self.bias)
+        with borrowed(self.weight, self.bias, x.device) as (weight, bias):
+            return self._product(x, weight, bias)
+
+    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         dtype = x.dtype if self.compute_dtype is None or not is_packed(weight) else self.compute_dtype
         if self.weight_function:
             weight = _patched(dequantize(weight, dtype), self.weight_function)
@@ -112,10 +123,6 @@ def _frozen(tensor: torch.Tensor) -> torch.nn.Parameter:
         tensor._is_param = True
         return tensor
     return torch.nn.Parameter(tensor, requires_grad=False)
-
-
-def _at(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    return tensor if tensor.device == device else tensor.to(device)
 
 
 def _patched(tensor: torch.Tensor, functions) -> torch.Tensor:

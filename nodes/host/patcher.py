@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import namedtuple
 
 import comfy.lora
-import comfy.model_management
+import comfy.model_management as memory
 import comfy.model_patcher
 import comfy.utils
 import torch
@@ -13,6 +13,7 @@ import torch
 from ...quant_core.layouts import dequantize, is_packed
 from ...quant_core.lora import Branch, merge, merged_nbytes
 from .lora import branches, changes_shape, counted_together
+from .offload import pinned
 from .operations import PackedLinear, packed_linears
 
 LowVramPatch = comfy.model_patcher.LowVramPatch
@@ -38,7 +39,7 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         """Bytes of the model with the LoRAs of this patcher, whichever are attached at the moment."""
         if self.size <= 0:
             attached = sum(layer.low_rank.nbytes for layer in self._layers().values() if layer.low_rank is not None)
-            self.size = comfy.model_management.module_size(self.model) - attached
+            self.size = memory.module_size(self.model) - attached
         return self.size + self._low_rank_nbytes()
 
     def clone(self, *args, **kwargs):
@@ -57,9 +58,22 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         return super().patch_weight_to_device(key, *args, **kwargs)
 
     def pin_weight_to_device(self, key):
-        # the host would pin as many bytes as the weight has at 16 bit, beyond the end of the packed ones
-        if not is_packed(comfy.utils.get_attr(self.model, key)):
+        weight = comfy.utils.get_attr(self.model, key)
+        if not is_packed(weight):
             super().pin_weight_to_device(key)
+        # the host itself would pin as many bytes as the weight has at 16 bit, beyond the end of the packed ones
+        elif key not in self.pinned and (found := pinned(weight)):
+            self._layer(key).hold(*found)
+            self.pinned.add(key)
+
+    def unpin_weight(self, key):
+        layer = self._layer(key)
+        if key in self.pinned and key.endswith(".weight") and getattr(layer, "pinned_block", None) is not None:
+            memory.unpin_memory(layer.pinned_block)
+            layer.pinned_block = None
+            self.pinned.remove(key)
+        else:
+            super().unpin_weight(key)
 
     def get_key_patches(self, *args, **kwargs):
         self._refuse("merged into another model")
@@ -112,6 +126,9 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
                 name = key.removesuffix(".weight")
                 layers[name] = comfy.utils.get_attr(self.model, name)
         return layers
+
+    def _layer(self, key: str) -> torch.nn.Module:
+        return comfy.utils.get_attr(self.model, key.rpartition(".")[0])
 
     def _own_weight(self, name: str) -> torch.Tensor:
         key = f"{name}.weight"

@@ -18,9 +18,11 @@ def inputs() -> dict[str, torch.Tensor]:
     }
 
 
-def predict(patcher) -> torch.Tensor:
-    """One prediction of the host's transformer, as the sampler would ask for it."""
-    comfy.model_management.load_models_gpu([patcher])
+def predict(patcher, as_it_lies: bool = False) -> torch.Tensor:
+    """One prediction of the host's transformer, as the sampler would ask for it: loaded as far as there is room, or
+    with its layers where they are."""
+    if not as_it_lies:
+        comfy.model_management.load_models_gpu([patcher])
     x = {name: tensor.to(patcher.load_device) for name, tensor in inputs().items()}
     time = torch.tensor([0.5], device=patcher.load_device)
     guidance = torch.tensor([3.5], device=patcher.load_device)
