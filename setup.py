@@ -2,6 +2,6 @@
 
 from setuptools import find_packages, setup
 
-SUBPACKAGES = find_packages(include=["nodes", "nodes.*", "quant_core", "quant_core.*"])
+SUBPACKAGES = find_packages(include=["cli", "cli.*", "nodes", "nodes.*", "quant_core", "quant_core.*"])
 
 setup(packages=["quantflux", *(f"quantflux.{name}" for name in SUBPACKAGES)])

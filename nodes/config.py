@@ -9,6 +9,7 @@ from ..quant_core.config import (
     QuantConfig,
     named_compute_dtype,
     parse_skip_modules,
+    split_budget,
 )
 from .types import CATEGORY, QuantConfigSocket
 
@@ -33,7 +34,8 @@ class QuantFluxConfig(io.ComfyNode):
                     "compute_dtype",
                     options=["auto", *COMPUTE_DTYPES],
                     default="auto",
-                    tooltip="What products are computed in. auto: bfloat16 where the device has it.",
+                    tooltip="What products are computed in. auto: bfloat16 where the device has it. float8: 4-bit "
+                    "transformers, on Ada cards or newer: faster and a little less exact; all else in bfloat16.",
                 ),
                 io.Boolean.Input(
                     "double_quant",
@@ -59,10 +61,16 @@ class QuantFluxConfig(io.ComfyNode):
                     default="",
                     multiline=True,
                     tooltip="Modules to leave at 16 bit, one per line or separated by commas: native or diffusers "
-                    "names, their last part, or globs such as single_blocks.*.linear2.",
+                    "names, their last part, or globs such as single_blocks.*.linear2. For a transformer also "
+                    "auto:<GiB>, such as auto:7.5: its layers get precisions of their own, within that size in all.",
                 ),
             ],
-            outputs=[QuantConfigSocket.Output(display_name="config")],
+            outputs=[
+                QuantConfigSocket.Output(
+                    display_name="config",
+                    tooltip="For the loaders, Quantize Model and VRAM Plan; one config may serve several of them.",
+                )
+            ],
         )
 
     @classmethod
@@ -75,6 +83,7 @@ class QuantFluxConfig(io.ComfyNode):
         int8_threshold: float,
         skip_modules: str,
     ) -> io.NodeOutput:
+        names, budget_gib = split_budget(parse_skip_modules(skip_modules))
         return io.NodeOutput(
             QuantConfig(
                 precision=precision,
@@ -82,6 +91,7 @@ class QuantFluxConfig(io.ComfyNode):
                 double_quant=double_quant,
                 blocksize=blocksize,
                 int8_threshold=int8_threshold,
-                skip_modules=parse_skip_modules(skip_modules),
+                skip_modules=names,
+                budget_gib=budget_gib,
             )
         )

@@ -44,7 +44,11 @@ class QuantFluxLoadT5(io.ComfyNode):
                     tooltip="A Hugging Face repository, owner/name or owner/name@revision: used instead of t5_name.",
                 ),
             ],
-            outputs=[io.Clip.Output()],
+            outputs=[
+                io.Clip.Output(
+                    tooltip="Both text encoders of FLUX, for CLIP Text Encode and other nodes that take a CLIP."
+                )
+            ],
         )
 
     @classmethod
@@ -58,4 +62,4 @@ class QuantFluxLoadT5(io.ComfyNode):
         t5 = t5_source(chosen(T5S, t5_name, hub_repo), config)
         clip_l = clip_l_source(chosen(CLIP_LS, clip_l_name))
         clip = load_flux_clip(t5, clip_l)
-        return io.NodeOutput(clip, ui=loaded(t5.config, clip.cond_stage_model.t5xxl.transformer))
+        return io.NodeOutput(clip, ui=loaded(t5, clip.cond_stage_model.t5xxl.transformer))

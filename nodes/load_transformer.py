@@ -39,7 +39,11 @@ class QuantFluxLoadTransformer(io.ComfyNode):
                     tooltip="A Hugging Face repository, owner/name or owner/name@revision: used instead of model_name.",
                 ),
             ],
-            outputs=[io.Model.Output()],
+            outputs=[
+                io.Model.Output(
+                    tooltip="The transformer, for every node that takes a MODEL: LoRA loaders, samplers, guiders."
+                )
+            ],
         )
 
     @classmethod
@@ -50,4 +54,4 @@ class QuantFluxLoadTransformer(io.ComfyNode):
     def execute(cls, model_name: str, config: QuantConfig | None = None, hub_repo: str = "") -> io.NodeOutput:
         source = flux_source(chosen(TRANSFORMERS, model_name, hub_repo), config)
         model = load_flux_model(source)
-        return io.NodeOutput(model, ui=loaded(source.config, diffusion_model(model)))
+        return io.NodeOutput(model, ui=loaded(source, diffusion_model(model)))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 FOUR_BIT = ("nf4", "fp4")
 PRECISIONS = (*FOUR_BIT, "int8", "none")
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-COMPUTE_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+AUTO = "auto"
+FLOAT8 = torch.float8_e4m3fn
+WEIGHT_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+COMPUTE_DTYPES = WEIGHT_DTYPES | {"float8": FLOAT8}
+
+_AUTO_REMEDY = f"Write {AUTO}:<GiB> once, such as {AUTO}:7.5, for a transformer of at most 7.5 GiB."
 
 
 @dataclass(frozen=True)
@@ -28,12 +34,15 @@ class QuantConfig:
     Attributes:
         precision: ``nf4`` or ``fp4`` (4-bit, block-wise), ``int8`` (LLM.int8(), one scale per output row), or
             ``none`` (weights as stored).
-        compute_dtype: dtype of the products; ``None`` takes bfloat16 where the device has it.
+        compute_dtype: dtype of the products; ``None`` takes bfloat16 where the device has it. ``FLOAT8`` concerns
+            4-bit weights within a transformer's blocks, see :mod:`.kernels.fp8`; all others multiply in bfloat16.
         double_quant: 4-bit only: quantize the absmax values again (nested quantization).
         blocksize: 4-bit only: weights that share one absmax.
         int8_threshold: int8 only: input columns with a magnitude at or above it are multiplied in 16 bit;
             0 multiplies everything in 8 bit.
         skip_modules: modules left at 16 bit, see :func:`quant_core.skip.is_skipped`.
+        budget_gib: GiB that the whole model may take; each layer then gets a precision of its own, see
+            :mod:`quant_core.mixed`. None packs all layers alike.
 
     Raises:
         ConfigError: a value is out of range.
@@ -45,6 +54,7 @@ class QuantConfig:
     blocksize: int = 64
     int8_threshold: float = 6.0
     skip_modules: tuple[str, ...] = ()
+    budget_gib: float | None = None
 
     def __post_init__(self):
         _require(self.precision in PRECISIONS, "precision", self.precision, PRECISIONS)
@@ -57,6 +67,14 @@ class QuantConfig:
                 f"int8_threshold is {self.int8_threshold}, but must be a finite number of at least 0. "
                 "Use 6.0, or 0 to multiply every column in 8 bit."
             )
+        if self.budget_gib is not None:
+            if not 0 < self.budget_gib < math.inf:
+                raise ConfigError(f"The budget is {self.budget_gib} GiB. {_AUTO_REMEDY}")
+            if self.precision == "none":
+                raise ConfigError(
+                    f"precision none packs nothing, so there is no choice to make for {AUTO}:{self.budget_gib:g}. "
+                    f"Choose nf4, fp4 or int8, the lowest precision that a layer may get, or remove {AUTO}."
+                )
 
     @property
     def is_four_bit(self) -> bool:
@@ -70,6 +88,8 @@ class QuantConfig:
             label += " double quant" if self.double_quant else ""
         if self.precision == "int8":
             label += f" threshold {self.int8_threshold:g}"
+        if self.budget_gib is not None:
+            label += f" and better within {self.budget_gib:g} GiB"
         return label
 
     def to_diffusers(self) -> diffusers.BitsAndBytesConfig:
@@ -102,7 +122,8 @@ class QuantConfig:
                 "load_in_4bit": True,
                 "bnb_4bit_quant_type": self.precision,
                 "bnb_4bit_use_double_quant": self.double_quant,
-                "bnb_4bit_compute_dtype": self.compute_dtype or torch.bfloat16,
+                # there is no name for float8
+                "bnb_4bit_compute_dtype": inner_dtype(self.compute_dtype) or torch.bfloat16,
             }
         else:
             fields |= {"load_in_8bit": True, "llm_int8_threshold": float(self.int8_threshold)}
@@ -148,6 +169,30 @@ def parse_skip_modules(text: str) -> tuple[str, ...]:
     return tuple(name for name in (part.strip() for part in re.split(r"[,\n]", text)) if name)
 
 
+def split_budget(entries: Iterable[str]) -> tuple[tuple[str, ...], float | None]:
+    """(the other entries of a skip list, the GiB of its ``auto:<GiB>``; None where there is no such entry).
+
+    Raises:
+        ConfigError: ``auto`` has no usable number, or is there twice.
+
+    >>> split_budget(["img_in", "auto:7.5"])
+    (('img_in',), 7.5)
+    """
+    names, budgets = [], []
+    for entry in entries:
+        name, _, number = (part.strip() for part in entry.partition(":"))
+        if name.lower() != AUTO:
+            names.append(entry)
+            continue
+        try:
+            budgets.append(float(number))
+        except ValueError as error:
+            raise ConfigError(f"skip_modules has {entry!r}. {_AUTO_REMEDY}") from error
+    if len(budgets) > 1:
+        raise ConfigError(f"skip_modules has {AUTO} more than once. {_AUTO_REMEDY}")
+    return tuple(names), budgets[0] if budgets else None
+
+
 def named_compute_dtype(name: str) -> torch.dtype | None:
     """The dtype called ``name``; None for ``auto``.
 
@@ -156,6 +201,16 @@ def named_compute_dtype(name: str) -> torch.dtype | None:
     """
     _require(name == "auto" or name in COMPUTE_DTYPES, "compute_dtype", name, ("auto", *COMPUTE_DTYPES))
     return COMPUTE_DTYPES.get(name)
+
+
+def compute_dtype_name(dtype: torch.dtype | None) -> str | None:
+    """What :func:`named_compute_dtype` reads; None for None."""
+    return next((name for name, known in COMPUTE_DTYPES.items() if known == dtype), None)
+
+
+def inner_dtype(compute_dtype: torch.dtype | None) -> torch.dtype | None:
+    """The dtype of inputs, outputs and LoRA around products in ``compute_dtype``: bfloat16 where that is float8."""
+    return torch.bfloat16 if compute_dtype == FLOAT8 else compute_dtype
 
 
 def _dtype(value: str | torch.dtype | None) -> torch.dtype | None:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .config import QuantConfig
-from .layouts import FourBitLayout, Int8Layout, is_packed, nbytes, plain_tensors
+from .layouts import is_packed, nbytes, packed_nbytes, plain_tensors
 from .lora import LowRank
 from .source import Source
 
@@ -22,18 +21,12 @@ GROUPS = (PACKED, STATISTICS, SKIPPED, EMBEDDINGS, CONVOLUTIONS, NORMS, BIASES, 
 GPU, CPU, MAPPED = "GPU", "CPU", "mapped file"
 
 
-def packed_nbytes(shape: tuple[int, int], config: QuantConfig) -> int:
-    """Bytes that a weight ``(rows, columns)`` takes once ``config`` has packed it, statistics included."""
-    if config.precision == "int8":
-        return Int8Layout.nbytes_of(shape)
-    return FourBitLayout.nbytes_of(shape, config.blocksize, config.double_quant)
-
-
 def planned_nbytes(source: Source) -> int:
     """Bytes that the model of ``source`` will take."""
     total = 0
     for name, tensor in source.tensors.items():
-        total += packed_nbytes(tensor.shape, source.config) if name in source.packed else tensor.nbytes
+        recipe = source.packed.get(name)
+        total += tensor.nbytes if recipe is None else packed_nbytes(tensor.shape, recipe)
     return total
 
 

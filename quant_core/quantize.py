@@ -22,7 +22,7 @@ def load(
     destination: torch.device | str | None = None,
     progress: Progress | None = None,
 ) -> dict[str, torch.Tensor]:
-    """Read the model; what is packed stays packed, and what ``source.packed`` names is quantized.
+    """Read the model; what is packed stays packed, and what ``source.packed`` names is quantized as it says.
 
     At any moment one layer is held at 16 bit on ``device``. Where nothing is quantized and the destination is the CPU,
     weights stay mapped from the file; else nothing refers to it any more.
@@ -45,8 +45,9 @@ def load(
     names = _read_on_device(source, device, destination)
     with checkpoint.reader() as mapped, read_ahead(mapped, checkpoint.tensors, names, device) as reader:
         for done, (name, assembly) in enumerate(source.tensors.items(), start=1):
-            if name in source.packed:
-                packed = quantize(assembly.read(reader, device), source.config)
+            recipe = source.packed.get(name)
+            if recipe is not None:
+                packed = quantize(assembly.read(reader, device), recipe)
                 if device.type == "cuda":
                     # bitsandbytes quantizes on the default stream, which a move on another would not wait for
                     torch.cuda.default_stream(device).synchronize()

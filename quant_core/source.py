@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import math
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .assembly import Assembly
 from .checkpoint import Checkpoint
 from .clip_l import ClipLConfig, read_clip_l_config
 from .config import QuantConfig
+from .errors import ConfigError
 from .flux.config import FluxConfig, read_flux_config
 from .flux.names import diffusers_parts
 from .flux.tensors import fused_tensors, native_tensors
 from .identify import CLIP_L, FLUX, FLUX_DIFFUSERS, T5, find
-from .recipe import agreed
+from .mixed.choose import choose
+from .recipe import agreed, most_common, recipe_of
 from .shapes import require_shapes
 from .skip import is_skipped, unmatched
 from .stored import read_contents
@@ -31,20 +35,51 @@ class Source:
         checkpoint: the file or files.
         model: its sizes.
         tensors: tensor of the model -> what it is made of.
-        packed: weight tensors that are still to be quantized.
-        config: the recipe, the model's own where it comes packed.
+        packed: weight tensor that is still to be quantized -> how.
+        config: the recipe, the model's own where it comes packed; where its layers differ, that of most weights.
+        costs: where the costs came from by which each layer got its own recipe; None if that was not asked for.
     """
 
     checkpoint: Checkpoint
     model: FluxConfig | T5Config | ClipLConfig
     tensors: Mapping[str, Assembly]
-    packed: frozenset[str]
+    packed: Mapping[str, QuantConfig]
     config: QuantConfig
+    costs: str | None = None
 
     @property
     def is_packed(self) -> bool:
         """Whether the model comes packed, wholly or in part."""
         return any(part.packing for tensor in self.tensors.values() for part in tensor.parts)
+
+    def recipe(self, module: str) -> QuantConfig:
+        """How a linear layer's weight is packed once the model is loaded."""
+        name = f"{module}.weight"
+        if name in self.packed:
+            return self.packed[name]
+        if self.tensors[name].packing:
+            return replace(recipe_of(self.tensors[name].parts[0]), int8_threshold=self.config.int8_threshold)
+        return QuantConfig("none")
+
+    @property
+    def precisions(self) -> Mapping[str, int]:
+        """Label of a recipe -> number of linear layers that have it once the model is loaded; most first."""
+        counts = Counter(self.recipe(module).describe() for module in self.model.linear_shapes())
+        return dict(counts.most_common())
+
+    @property
+    def uses_int8(self) -> bool:
+        """Whether a layer will be multiplied by LLM.int8() arithmetic."""
+        stored = (part.packing for tensor in self.tensors.values() for part in tensor.parts)
+        return any(recipe.precision == "int8" for recipe in self.packed.values()) or "int8" in stored
+
+    def describe(self) -> str:
+        """The recipe in a few words; where layers differ in it, how many have which."""
+        packed = [label for label in self.precisions if label != "16-bit"]
+        if self.costs is None and len(packed) < 2:
+            return self.config.describe()
+        counts = ", ".join(f"{number} × {label}" for label, number in self.precisions.items())
+        return counts if self.costs is None else f"{counts} (by {self.costs})"
 
 
 def flux_source(checkpoint: Checkpoint, config: QuantConfig | None = None) -> Source:
@@ -58,6 +93,7 @@ def flux_source(checkpoint: Checkpoint, config: QuantConfig | None = None) -> So
 
     Raises:
         CheckpointError: it is no complete FLUX, or is packed otherwise than ``config`` says.
+        ConfigError: it cannot be had within the budget of ``config``.
     """
     kind, prefix = find(checkpoint, FLUX, FLUX_DIFFUSERS)
     contents = read_contents(checkpoint, prefix)
@@ -75,7 +111,13 @@ def t5_source(checkpoint: Checkpoint, config: QuantConfig | None = None) -> Sour
 
     Raises:
         CheckpointError: it is no complete T5 encoder, or is packed otherwise than ``config`` says.
+        ConfigError: ``config`` has a budget, which is for transformers.
     """
+    if config is not None and config.budget_gib is not None:
+        raise ConfigError(
+            f"auto:{config.budget_gib:g} in skip_modules is a budget for the transformer, and T5 has none. "
+            "Connect a second Quantization Config, without auto, to Load Quantized T5."
+        )
     _, prefix = find(checkpoint, T5)
     tensors = encoder_tensors(read_contents(checkpoint, prefix), prefix)
     model = read_t5_config(checkpoint.path, tensors)
@@ -93,7 +135,7 @@ def clip_l_source(checkpoint: Checkpoint) -> Source:
     contents = read_contents(checkpoint, prefix)
     tensors = {name[len(prefix) :]: Assembly((tensor,)) for name, tensor in contents.tensors.items()}
     tensors = {name: t for name, t in tensors.items() if name.startswith(("text_model.", "text_projection"))}
-    return Source(checkpoint, read_clip_l_config(checkpoint.path, tensors), tensors, frozenset(), QuantConfig("none"))
+    return Source(checkpoint, read_clip_l_config(checkpoint.path, tensors), tensors, {}, QuantConfig("none"))
 
 
 def _source(
@@ -109,9 +151,13 @@ def _source(
     config, quantizing = agreed(checkpoint, tensors, modules, config)
     for entry in unmatched([name for known in modules.values() for name in known], config.skip_modules):
         logger.warning("skip_modules: %r matches no module of %s.", entry, checkpoint.name)
-    packed = frozenset(
-        f"{module}.weight"
-        for module, known in modules.items()
-        if quantizing and config.precision != "none" and not is_skipped(known, config.skip_modules)
-    )
-    return Source(checkpoint, model, {name: tensors[name] for name in shapes}, packed, config)
+    tensors = {name: tensors[name] for name in shapes}
+    quantizing = quantizing and config.precision != "none"
+    to_pack = [m for m, known in modules.items() if quantizing and not is_skipped(known, config.skip_modules)]
+    if not quantizing or config.budget_gib is None:
+        return Source(checkpoint, model, tensors, {f"{module}.weight": config for module in to_pack}, config)
+    choice = choose(checkpoint, model, tensors, to_pack, config)
+    packed = {f"{module}.weight": recipe for module, recipe in choice.recipes.items()}
+    none = QuantConfig("none", config.compute_dtype)
+    main = most_common((recipe, math.prod(tensors[name].shape)) for name, recipe in packed.items()) if packed else none
+    return Source(checkpoint, model, tensors, packed, main, choice.basis)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import comfy.model_management as memory
 import torch
 
+from ...quant_core.config import inner_dtype
+
 
 def transformer_dtype(wanted: torch.dtype | None, stored: torch.dtype, device: torch.device) -> torch.dtype:
     """The dtype to run FLUX in: ``wanted``; else bfloat16 where ``device`` has it; else as ``stored``.
@@ -13,7 +15,7 @@ def transformer_dtype(wanted: torch.dtype | None, stored: torch.dtype, device: t
     overflow in it (https://github.com/huggingface/diffusers/issues/9096).
     """
     if wanted is not None:
-        return wanted
+        return inner_dtype(wanted)
     return torch.bfloat16 if memory.should_use_bf16(device) else stored
 
 
@@ -24,5 +26,5 @@ def encoder_dtype(wanted: torch.dtype | None, device: torch.device) -> torch.dty
     (https://github.com/huggingface/transformers/issues/9295).
     """
     if wanted is not None:
-        return wanted
+        return inner_dtype(wanted)
     return torch.bfloat16 if memory.should_use_bf16(device) else torch.float32

@@ -6,13 +6,15 @@ import comfy.model_detection
 import comfy.model_management as memory
 import torch
 
+from ...quant_core.config import FLOAT8
 from ...quant_core.flux.config import PATCH_SIZE, FluxConfig
+from ...quant_core.kernels.fp8 import require_float8
 from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.memory import largest_weight_nbytes, planned_nbytes
 from ...quant_core.quantize import load
 from ...quant_core.source import Source
 from .compute_dtype import transformer_dtype
-from .operations import operations
+from .operations import multiply_blocks_in_float8, operations
 from .patcher import PackedModelPatcher
 from .placement import make_room
 from .progress import progress_bar
@@ -33,12 +35,14 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
         CheckpointError: the file cannot be read to the end.
     """
     device, offload_device = memory.get_torch_device(), memory.unet_offload_device()
-    if source.config.precision == "int8":
+    if source.uses_int8:
         require_int8(device)
+    if source.config.compute_dtype == FLOAT8:
+        require_float8(device)
     destination = make_room(device, offload_device, planned_nbytes(source), largest_weight_nbytes(source))
     tensors = load(source, device, destination, progress_bar())
     # LLM.int8() files do not say which dtype their weights had; the biases beside them do
-    stored = tensors["img_in.bias" if source.config.precision == "int8" else "img_in.weight"].dtype
+    stored = tensors["img_in.bias" if source.recipe("img_in").precision == "int8" else "img_in.weight"].dtype
     dtype = transformer_dtype(source.config.compute_dtype, stored, device)
 
     # what the host itself sees in the shapes; older ones assume FLUX.1-dev's heads, newer ones want fields of their own
@@ -49,8 +53,10 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
     model_config.custom_operations = operations(source.config.compute_dtype)
     model = model_config.get_model(tensors, "")
     model.load_model_weights(tensors, "")
+    multiply_blocks_in_float8(model.diffusion_model)
     remember(model.diffusion_model, source)
-    model.memory_usage_factor = WORKSPACE.get(source.config.precision, model.memory_usage_factor)
+    precision = "int8" if source.uses_int8 else source.config.precision
+    model.memory_usage_factor = WORKSPACE.get(precision, model.memory_usage_factor)
 
     patcher = PackedModelPatcher(model, load_device=device, offload_device=offload_device)
     if destination == device and not memory.is_device_cpu(device):

@@ -16,6 +16,7 @@ from ...quant_core.folder import PIPELINE_INDEX, folder_config, is_model_folder
 from ...quant_core.header import read_header
 from ...quant_core.hub import hub_path
 from ...quant_core.identify import CLIP_L, FLUX, T5, Kind
+from ...quant_core.mixed import COSTS_SUFFIX
 from .progress import progress_bar
 
 # the combo's last choice: a workflow with a repository then needs no file of its own, here and on other machines
@@ -62,7 +63,7 @@ def chosen(offer: Offer, name: str, hub_repo: str = "") -> Checkpoint:
 
 
 def chosen_fingerprint(offer: Offer, name: str, hub_repo: str = "") -> tuple:
-    """Changes when another model is chosen, or a file of it changes.
+    """Changes when another model is chosen, or a file of it changes, that of its costs too.
 
     A repository counts by its name: the Hub is not asked.
     """
@@ -70,7 +71,8 @@ def chosen_fingerprint(offer: Offer, name: str, hub_repo: str = "") -> tuple:
     if hub_repo:
         return (hub_repo,)
     path = _path(offer, name)
-    return (path, *(_state(file) for file in _files(path)))
+    costs = os.path.normpath(path) + COSTS_SUFFIX
+    return (path, *(_state(file) for file in [*_files(path), *([costs] if os.path.isfile(costs) else [])]))
 
 
 def _path(offer: Offer, name: str) -> str:

@@ -13,6 +13,7 @@ import torch
 from ...quant_core.errors import ConfigError
 from ...quant_core.export import Provenance, provenance_of
 from ...quant_core.source import Source
+from .operations import packed_linears
 
 _PROVENANCE = "quantflux_provenance"
 # where the host keeps its loaders' files below the output folder
@@ -24,18 +25,23 @@ _LORA = (
 )
 
 
-def remember(module: torch.nn.Module, source: Source) -> None:
+def remember(module: torch.nn.Module, source: Source | Provenance) -> None:
     """Keep with a loaded model what saving has to know of its files. Clones of its patcher share ``module``."""
-    setattr(module, _PROVENANCE, provenance_of(source))
+    setattr(module, _PROVENANCE, source if isinstance(source, Provenance) else provenance_of(source))
 
 
 def transformer_to_save(model: Any) -> tuple[dict[str, torch.Tensor], Provenance]:
     """(native tensors, where they came from) of a MODEL.
 
     Raises:
-        ConfigError: this project did not load it, or it has patches.
+        ConfigError: this project did not load it, it is no FLUX.1, or it has patches.
     """
     transformer = getattr(model.model, "diffusion_model", None)
+    if not hasattr(transformer, _PROVENANCE) and packed_linears(model.model):
+        raise ConfigError(
+            f"model is a {type(model.model).__name__}, and of packed transformers only FLUX.1 can be saved. "
+            "Keep its 16-bit file, and quantize it with Quantize Model whenever it is loaded."
+        )
     return _to_save(model, transformer, "diffusion_model.", "model", "Load Quantized Transformer", "ModelSave")
 
 

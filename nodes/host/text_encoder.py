@@ -30,10 +30,12 @@ def load_flux_clip(t5: Source, clip_l: Source) -> comfy.sd.CLIP:
         CheckpointError: a file cannot be read to the end.
     """
     device, offload_device = memory.text_encoder_device(), memory.text_encoder_offload_device()
-    if t5.config.precision == "int8":
+    if t5.uses_int8:
         require_int8(device)
-    make_room(device, offload_device, planned_nbytes(t5), largest_weight_nbytes(t5))
-    t5_tensors = load(t5, device, offload_device, progress_bar())
+    # with --lowvram the host runs encoders on the CPU, where quantizing takes minutes
+    quantizing = memory.get_torch_device() if memory.is_device_cpu(device) and t5.packed else device
+    make_room(quantizing, offload_device, planned_nbytes(t5), largest_weight_nbytes(t5))
+    t5_tensors = load(t5, quantizing, offload_device, progress_bar())
     clip_l_tensors = load(clip_l, offload_device)
     hidden = clip_l.model.hidden_size
     # FLUX does not use the projection, and files without it would make the host warn

@@ -9,8 +9,10 @@ from collections.abc import Mapping
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 
+from ..errors import ConfigError
 from ..flux.config import FluxConfig
 from ..folder import CONFIG, INDEX_SUFFIX
+from ..layouts import is_packed
 from .atomic import PARTIAL, atomic_folder, require_space
 from .contents import FolderContents
 from .flux import flux_contents
@@ -45,8 +47,9 @@ def save_diffusers_folder(
 
     Raises:
         SaveError: the folder exists already, or cannot be written.
-        ConfigError: diffusers has no model of these sizes.
+        ConfigError: diffusers has no model of these sizes, or the layers are packed to both 4 and 8 bit.
     """
+    _require_one_precision(tensors)
     make = flux_contents if isinstance(provenance.model, FluxConfig) else t5_contents
     contents = make(tensors, provenance.model)
     total = sum(group.nbytes for group in contents.groups)
@@ -66,6 +69,14 @@ def save_diffusers_folder(
                 file.flush()
                 os.fsync(file.fileno())
         return sum(entry.stat().st_size for entry in os.scandir(folder))
+
+
+def _require_one_precision(tensors: Mapping[str, torch.Tensor]):
+    if len({tensor.layout_cls for tensor in tensors.values() if is_packed(tensor)}) > 1:
+        raise ConfigError(
+            "This model has layers of both 4 and 8 bit, which diffusers' and transformers' BitsAndBytesConfig cannot "
+            "say. Save it as a single file."
+        )
 
 
 def shards(contents: FolderContents, shard_size: int | str) -> dict[str, list[Group]]:

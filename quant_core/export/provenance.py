@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import Checkpoint
-from ..config import QuantConfig
+from ..config import QuantConfig, compute_dtype_name
 from ..flux.config import FluxConfig
 from ..header import explained
 from ..recipe import METADATA_KEY
@@ -58,11 +58,12 @@ class Provenance:
         }
         if self.config.precision != "none":
             wire = wire_config(self.config, plain_modules)
-            # what BitsAndBytesConfig cannot say: that the device chooses
-            dtype = self.config.compute_dtype
-            wire["bnb_4bit_compute_dtype"] = None if dtype is None else str(dtype).removeprefix("torch.")
+            # what BitsAndBytesConfig cannot say: that the device chooses, and float8
+            wire["bnb_4bit_compute_dtype"] = compute_dtype_name(self.config.compute_dtype)
             quantflux["quantization_config"] = wire
             quantflux["blocksize"] = self.config.blocksize if self.config.is_four_bit else None
+            # of layers that are int8 where most are not
+            quantflux["int8_threshold"] = self.config.int8_threshold
         return {"format": "pt", METADATA_KEY: json.dumps(quantflux)}
 
 

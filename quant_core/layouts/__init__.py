@@ -2,7 +2,17 @@
 
 from .four_bit import FourBitLayout
 from .int8 import Int8Layout
-from .packed import concatenate, dequantize, is_packed, nbytes, plain_tensors, quantize, rows, swap_halves
+from .packed import (
+    concatenate,
+    dequantize,
+    is_packed,
+    nbytes,
+    packed_nbytes,
+    plain_tensors,
+    quantize,
+    rows,
+    swap_halves,
+)
 
 __all__ = [
     "FourBitLayout",
@@ -11,6 +21,7 @@ __all__ = [
     "dequantize",
     "is_packed",
     "nbytes",
+    "packed_nbytes",
     "plain_tensors",
     "quantize",
     "rows",

@@ -34,6 +34,13 @@ def quantize(weight: torch.Tensor, config: QuantConfig) -> torch.Tensor:
     return weight
 
 
+def packed_nbytes(shape: tuple[int, int], config: QuantConfig) -> int:
+    """Bytes that a weight ``(rows, columns)`` takes once ``config``, which is not ``none``, has packed it."""
+    if config.precision == "int8":
+        return Int8Layout.nbytes_of(shape)
+    return FourBitLayout.nbytes_of(shape, config.blocksize, config.double_quant)
+
+
 def is_packed(tensor: torch.Tensor | None) -> bool:
     """Whether ``tensor`` is one of this project's packed weights."""
     return isinstance(tensor, QuantizedTensor) and tensor._layout_cls in LAYOUTS

@@ -18,7 +18,7 @@ import torch
 from comfy_kitchen.tensor import QuantizedTensor
 
 from ..checkpoint import Reader
-from ..config import BLOCKSIZES, COMPUTE_DTYPES, FOUR_BIT
+from ..config import BLOCKSIZES, FOUR_BIT, WEIGHT_DTYPES
 from ..errors import CheckpointError
 from ..header import TensorInfo
 from ..layouts import FourBitLayout
@@ -149,7 +149,7 @@ def four_bit(path: str, name: str, state_name: str, tensors: Mapping[str, Tensor
         refuse(state_name, f"says shape {reprlib.repr(shape)}")
     if type(blocksize) is not int or blocksize not in BLOCKSIZES:
         refuse(state_name, f"says blocksize {reprlib.repr(blocksize)}")
-    if not isinstance(dtype, str) or dtype not in COMPUTE_DTYPES:
+    if not isinstance(dtype, str) or dtype not in WEIGHT_DTYPES:
         refuse(state_name, f"says dtype {reprlib.repr(dtype)}")
 
     weight = tensors[name]
@@ -177,7 +177,7 @@ def four_bit(path: str, name: str, state_name: str, tensors: Mapping[str, Tensor
         require(".nested_quant_map", (256,), torch.float32)
     else:
         require(".absmax", (blocks,), torch.float32)
-    return FourBit(path, name, tuple(shape), COMPUTE_DTYPES[dtype], quant_type, blocksize, nested_offset)
+    return FourBit(path, name, tuple(shape), WEIGHT_DTYPES[dtype], quant_type, blocksize, nested_offset)
 
 
 def _state(path: str, name: str, tensors: Mapping[str, TensorInfo], reader: Reader) -> dict[str, Any]:

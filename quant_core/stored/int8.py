@@ -12,8 +12,8 @@ from comfy_kitchen.tensor import QuantizedTensor
 from ..checkpoint import Reader
 from ..errors import CheckpointError
 from ..header import TensorInfo
+from ..kernels.int8_reference import FLOAT16_MAX
 from ..layouts import Int8Layout
-from ..layouts.int8 import FLOAT16_MAX
 
 SCALES = ".SCB"
 FORMAT = ".weight_format"

@@ -2,7 +2,7 @@ import diffusers
 import pytest
 import torch
 import transformers
-from quantflux.quant_core.config import BLOCKSIZES, QuantConfig, named_compute_dtype, parse_skip_modules
+from quantflux.quant_core.config import BLOCKSIZES, FLOAT8, QuantConfig, named_compute_dtype, parse_skip_modules
 from quantflux.quant_core.errors import ConfigError
 
 RECIPES = [
@@ -85,3 +85,10 @@ def test_a_compute_dtype_is_known_by_name_and_no_other_name_is_taken_for_auto():
     assert named_compute_dtype("float16") is torch.float16
     with pytest.raises(ConfigError, match="int8.*bfloat16"):
         named_compute_dtype("int8")
+
+
+def test_float8_has_no_name_in_the_libraries_and_is_bfloat16_there():
+    assert named_compute_dtype("float8") is FLOAT8
+    config = QuantConfig("nf4", FLOAT8)
+    assert config.to_diffusers().bnb_4bit_compute_dtype is torch.bfloat16
+    assert QuantConfig.from_hugging_face(config.to_transformers().to_dict()) == QuantConfig("nf4", torch.bfloat16)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from quantflux.quant_core import quantize as quantizing
 from quantflux.quant_core.checkpoint import open_checkpoint
-from quantflux.quant_core.config import QuantConfig
+from quantflux.quant_core.config import FLOAT8, QuantConfig
 from quantflux.quant_core.errors import CheckpointError
 from quantflux.quant_core.export import provenance_of, save_single_file
 from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors
@@ -25,6 +25,7 @@ CONFIGS = [
     QuantConfig("fp4", blocksize=128),
     QuantConfig("nf4", double_quant=True, compute_dtype=torch.float16),
     QuantConfig("nf4", skip_modules=("img_in", "wo")),
+    QuantConfig("nf4", compute_dtype=FLOAT8),
     QuantConfig("int8", int8_threshold=2.5),
     QuantConfig("int8", int8_threshold=0.0, compute_dtype=torch.bfloat16),
 ]
