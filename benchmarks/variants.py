@@ -9,8 +9,9 @@ import comfy.ops
 import comfy.sd
 import folder_paths
 import torch
+from quantflux.nodes.compile import QuantFluxCompile
 from quantflux.nodes.load_transformer import QuantFluxLoadTransformer
-from quantflux.quant_core.config import QuantConfig
+from quantflux.quant_core.config import FLOAT8, QuantConfig
 
 Loader = Callable[[str], object]
 
@@ -29,6 +30,11 @@ def ours(**fields) -> Loader:
         return QuantFluxLoadTransformer.execute(name, QuantConfig(**fields))[0]
 
     return load
+
+
+def compiled(load: Loader) -> Loader:
+    """The same behind the node Compile, block by block."""
+    return lambda path: QuantFluxCompile.execute(load(path), "inductor", "default", True, False, "auto").args[0]
 
 
 def bare_4bit(**fields) -> Loader:
@@ -67,12 +73,17 @@ def _bare_4bit(quant_type: str, double_quant: bool = False) -> type:
     return type("Bare4bitOperations", (comfy.ops.manual_cast,), {"Linear": Linear})
 
 
-VARIANTS: dict[str, Loader] = {
+FP8 = {"dtype": torch.float8_e4m3fn}
+EAGER: dict[str, Loader] = {
     "stock-bf16": stock(),
+    "stock-fp8": stock(**FP8),
+    "stock-fp8fast": stock(fp8_optimizations=True, **FP8),
     "bare-nf4": bare_4bit(quant_type="nf4"),
     "ours-nf4": ours(precision="nf4"),
     "ours-nf4-dq": ours(precision="nf4", double_quant=True),
+    "ours-nf4-fp8": ours(precision="nf4", compute_dtype=FLOAT8),
     "ours-fp4": ours(precision="fp4"),
     "ours-int8-t0": ours(precision="int8", int8_threshold=0.0),
     "ours-int8-t6": ours(precision="int8", int8_threshold=6.0),
 }
+VARIANTS = EAGER | {f"{name}-compile": compiled(load) for name, load in EAGER.items()}

@@ -1,4 +1,4 @@
-"""LoRA as a low-rank side branch: it is added to a layer's output, and the packed weight is never touched."""
+"""LoRA as two low-rank matrices beside a layer, whose packed weight is never touched."""
 
 from __future__ import annotations
 
@@ -40,6 +40,10 @@ class LowRank:
     up: torch.Tensor
 
     @property
+    def rank(self) -> int:
+        return self.down.shape[0]
+
+    @property
     def nbytes(self) -> int:
         return self.down.nbytes + self.up.nbytes
 
@@ -49,6 +53,12 @@ class LowRank:
     def of(self, x: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """What the branches make of ``x (..., columns)``, plus ``bias (rows,)``: ``(..., rows)``."""
         return torch.nn.functional.linear(torch.nn.functional.linear(x, self.down), self.up, bias)
+
+    def add_to(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """``y (..., rows)``, which is overwritten, plus what the branches make of ``x (..., columns)``."""
+        inner = torch.nn.functional.linear(x.reshape(-1, x.shape[-1]), self.down)
+        y.view(-1, y.shape[-1]).addmm_(inner, self.up.t())
+        return y
 
 
 def merge(branches: Sequence[Branch], rows: int, dtype: torch.dtype, device: torch.device) -> LowRank | None:

@@ -158,7 +158,7 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def _dtype(self, layer: PackedLinear) -> torch.dtype:
         """What the layer computes in: the dtype of its inputs, where no other is asked for."""
-        return layer.compute_dtype or getattr(self.model, "manual_cast_dtype", None) or layer.weight.dtype
+        return layer.inner_dtype or getattr(self.model, "manual_cast_dtype", None) or layer.weight.dtype
 
     def _attach_branches(self):
         """Give every packed layer the branch that its patches make, where the layer is."""

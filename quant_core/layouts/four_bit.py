@@ -12,7 +12,11 @@ import bitsandbytes.functional as bnb
 import torch
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
 
-NESTED_BLOCKSIZE = 256  # fixed by bitsandbytes' fused kernels
+from ..kernels import triton_available
+from ..kernels.four_bit import FUSED_RANKS, NESTED_BLOCKSIZE, can_unpack, unpack_4bit
+from ..kernels.fp8 import can_multiply, quantize_rows, scaled_mm, unpack_4bit_rows
+from ..lora import LowRank
+
 FUSED_ROWS = 48  # of inputs: up to about so many, bitsandbytes' fused kernel is the faster one
 
 
@@ -94,12 +98,67 @@ class FourBitLayout(QuantizedLayout):
             dtype or params.orig_dtype,
         )
 
+    @staticmethod
+    def _has_kernel(device: torch.device, params: Params) -> bool:
+        return triton_available(device) and can_unpack(params.orig_shape, params.blocksize)
+
+    @staticmethod
+    def _unpack(
+        qdata: torch.Tensor, params: Params, dtype: torch.dtype, low_rank: LowRank | None = None
+    ) -> torch.Tensor:
+        """The weight ``(rows, columns)`` plus the LoRA, rounded to ``dtype`` once."""
+        return unpack_4bit(
+            qdata,
+            params.scale,
+            *params.orig_shape,
+            params.blocksize,
+            params.quant_type,
+            dtype,
+            params.absmax_8bit,
+            params.absmax_code,
+            params.absmax_offset,
+            None if low_rank is None else low_rank.up,
+            None if low_rank is None else low_rank.down,
+        )
+
     @classmethod
-    def linear(cls, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def linear(
+        cls,
+        x: torch.Tensor,
+        weight: QuantizedTensor,
+        bias: torch.Tensor | None,
+        low_rank: LowRank | None = None,
+        float8: bool = False,
+    ) -> torch.Tensor:
         """``x (..., columns)`` times the weight, in the dtype of ``x``.
 
-        bitsandbytes chooses between its fused kernel (few rows of ``x``) and dequantize-then-multiply.
+        bitsandbytes multiplies, the LoRA beside it. In compiled models, where launching our own kernel costs nothing,
+        many rows of ``x`` have the LoRA added to the weight while it is unpacked: a branch would move the output once
+        more.
+
+        Args:
+            float8: multiply in float8 where there are many rows, the device can and ``x`` is bfloat16. A LoRA stays
+                in 16 bit.
         """
+        params = weight._params
+        few = x.numel() <= FUSED_ROWS * x.shape[-1]
+        if few or not cls._has_kernel(x.device, params):
+            if low_rank is None:
+                return cls._linear(x, weight, bias)
+            return cls._add_linear(low_rank.of(x, bias), x, weight)
+        if float8 and x.dtype == torch.bfloat16 and can_multiply(params.orig_shape, params.blocksize):
+            y = cls._linear_float8(x, weight, bias)
+            return y if low_rank is None else low_rank.add_to(y, x)
+        if low_rank is None:
+            return cls._linear(x, weight, bias)
+        if torch.compiler.is_compiling() and low_rank.rank in FUSED_RANKS and x.dtype.itemsize == 2:
+            unpacked = cls._unpack(weight._qdata, params, x.dtype, low_rank)
+            return torch.nn.functional.linear(x, unpacked, bias)
+        return cls._add_linear(low_rank.of(x, bias), x, weight)
+
+    @classmethod
+    def _linear(cls, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """bitsandbytes chooses between its fused kernel (few rows of ``x``) and dequantize-then-multiply."""
         params = weight._params
         if x.shape[-1] % params.blocksize:
             # blocks run across rows: the fused kernel would warn at every call and take this path anyway
@@ -118,14 +177,30 @@ class FourBitLayout(QuantizedLayout):
         )
 
     @classmethod
-    def add_linear(cls, y: torch.Tensor, x: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
+    def _add_linear(cls, y: torch.Tensor, x: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
         """``y (..., rows)``, which is overwritten, plus ``x (..., columns)`` times the weight."""
         if x.numel() <= FUSED_ROWS * x.shape[-1]:
-            return y.add_(cls.linear(x, weight, None))
+            return y.add_(cls._linear(x, weight, None))
         # the product adds to what is there as it is written: an addition of its own would move y three times more
         dequantized = cls.dequantize(weight._qdata, weight._params, x.dtype)
         y.view(-1, y.shape[-1]).addmm_(x.reshape(-1, x.shape[-1]), dequantized.t())
         return y
+
+    @staticmethod
+    def _linear_float8(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
+        params = weight._params
+        unpacked, scale = unpack_4bit_rows(
+            weight._qdata,
+            params.scale,
+            *params.orig_shape,
+            params.blocksize,
+            params.quant_type,
+            params.absmax_8bit,
+            params.absmax_code,
+            params.absmax_offset,
+        )
+        quantized, row_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
+        return scaled_mm(quantized, row_scale, unpacked, scale, bias).view(*x.shape[:-1], params.orig_shape[0])
 
     @classmethod
     def concatenate(cls, weights: Sequence[QuantizedTensor]) -> tuple[torch.Tensor, Params] | None:

@@ -10,8 +10,8 @@ import torch
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
 
 from ..errors import ConfigError
+from ..kernels.int8 import int8_add_linear, int8_linear
 
-FLOAT16_MAX = 65504.0
 MIN_COMPUTE_CAPABILITY = (7, 5)  # Turing: the first with int8 tensor cores
 
 
@@ -44,28 +44,18 @@ class Int8Layout(QuantizedLayout):
     def linear(cls, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
         """``x (..., columns)`` times the weight by LLM.int8() arithmetic, in the dtype of ``x``.
 
-        Inputs beyond float16's range are limited to it before they are quantized, since bitsandbytes quantizes
-        float16; with a threshold they are outliers and multiplied unlimited.
-        Source: Dettmers et al., LLM.int8(), https://arxiv.org/abs/2208.07339; ``bitsandbytes.MatMul8bitLt``.
+        Inputs beyond float16's range are limited to it before they are quantized; with a threshold they are outliers
+        and multiplied unlimited.
         """
-        qdata, params = weight._qdata, weight._params
-        rows = x.reshape(-1, x.shape[-1])
-        half = rows.to(torch.float16).clamp(-FLOAT16_MAX, FLOAT16_MAX)
-        quantized, row_scale, outliers = torch.ops.bitsandbytes.int8_vectorwise_quant(half, params.threshold)
-        if params.threshold > 0:
-            y, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm(
-                rows, quantized, qdata, row_scale, params.scale, outliers, bias
-            )
-        else:
-            y = torch.ops.bitsandbytes.int8_scaled_mm(
-                quantized, qdata, row_scale, params.scale, bias=bias, dtype=rows.dtype
-            )
-        return y.reshape(*x.shape[:-1], qdata.shape[0])
+        params = weight._params
+        return int8_linear(x, weight._qdata, params.scale, bias, params.threshold)
 
     @classmethod
     def add_linear(cls, y: torch.Tensor, x: torch.Tensor, weight: QuantizedTensor) -> torch.Tensor:
         """``y (..., rows)``, which is overwritten, plus ``x (..., columns)`` times the weight."""
-        return y.add_(cls.linear(x, weight, None))
+        params = weight._params
+        int8_add_linear(y, x, weight._qdata, params.scale, params.threshold)
+        return y
 
     @classmethod
     def concatenate(cls, weights: Sequence[QuantizedTensor]) -> tuple[torch.Tensor, Params] | None:

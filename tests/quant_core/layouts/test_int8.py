@@ -48,7 +48,10 @@ def test_the_product_is_that_of_linear8bitlt(weight, outlying, threshold, dtype,
     with torch.no_grad():
         theirs = linear_8bit(weight, threshold, bias)(x)
     assert ours.dtype == dtype
-    assert torch.equal(ours, theirs)
+    if device.type == "cpu":
+        assert torch.equal(ours, theirs)
+    else:  # bitsandbytes rounds to float16 in between; tests/quant_core/kernels has the bounds
+        assert (ours.float() - theirs.float()).norm() <= max(1e-3, torch.finfo(dtype).eps) * theirs.float().norm()
 
 
 def test_the_threshold_keeps_outliers_from_spoiling_the_rest(weight, outlying):

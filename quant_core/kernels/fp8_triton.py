@@ -1,0 +1,77 @@
+"""The Triton kernels behind :mod:`.fp8`. Importing this needs Triton. A program makes one row."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .four_bit_triton import WORD, _present, block_absmax, code_values
+
+LARGEST = tl.constexpr(448.0)  # of float8_e4m3fn
+SMALLEST = tl.constexpr(1e-30)  # of a row's absmax: its reciprocal stays finite
+
+
+@triton.jit
+def _unpack_rows(
+    packed, absmax, absmax_8bit, absmax_code, absmax_offset, code, out, scale, columns,
+    BLOCKSIZE: tl.constexpr, NESTED: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0)
+    words = columns // WORD
+    column = tl.arange(0, SIZE)
+    inside = column < words
+    at = row * words + column
+    # first, so that it is on its way while the scale is found
+    word = tl.load(packed + at, mask=inside, other=0)
+
+    blocks = columns // BLOCKSIZE
+    block = tl.arange(0, BLOCKS)
+    values = block_absmax(
+        absmax, absmax_8bit, absmax_code, absmax_offset, row * blocks + block, block < blocks, NESTED
+    )  # fmt: skip
+    # nested ones have their offset everywhere
+    largest = tl.max(tl.where(block < blocks, tl.abs(values), 0.0), axis=0)
+    largest = tl.maximum(largest, SMALLEST)
+    tl.store(scale + row, tl.div_rn(largest, LARGEST))
+
+    factor = tl.div_rn(LARGEST, largest) * block_absmax(
+        absmax, absmax_8bit, absmax_code, absmax_offset, at // (BLOCKSIZE // WORD), inside, NESTED
+    )  # fmt: skip
+    weight = code_values(word, code, SIZE, True) * factor[:, None]
+    to = at[:, None] * WORD + tl.arange(0, WORD)[None, :]
+    tl.store(out + to, weight.to(out.dtype.element_ty), mask=inside[:, None])
+
+
+@triton.jit
+def _quantize_rows(x, out, scale, columns, stride, SIZE: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, SIZE)
+    inside = column < columns
+    values = tl.load(x + row * stride + column, mask=inside, other=0.0).to(tl.float32)
+    largest = tl.maximum(tl.max(tl.abs(values), axis=0), SMALLEST)
+    tl.store(scale + row, tl.div_rn(largest, LARGEST))
+    values = values * tl.div_rn(LARGEST, largest)
+    tl.store(out + row * columns + column, values.to(out.dtype.element_ty), mask=inside)
+
+
+def unpack_rows(words, statistics, code, out: torch.Tensor, scale: torch.Tensor, blocksize: int, warps: int = 0):
+    """Fill ``out (rows, columns)`` and ``scale (rows, 1)``."""
+    rows, columns = out.shape
+    size = triton.next_power_of_2(columns // 8)
+    _unpack_rows[(rows,)](
+        words, *_present(statistics), code, out, scale, columns,
+        BLOCKSIZE=blocksize, NESTED=statistics[1] is not None,
+        BLOCKS=triton.next_power_of_2(columns // blocksize), SIZE=size,
+        num_warps=warps or (4 if size <= 512 else 8), enable_fp_fusion=False,
+    )  # fmt: skip
+
+
+def quantize_rows(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor, warps: int = 0):
+    """Fill ``out (rows, columns)`` and ``scale (rows, 1)`` from ``x``, whose last stride is 1."""
+    rows, columns = x.shape
+    size = triton.next_power_of_2(columns)
+    _quantize_rows[(rows,)](
+        x, out, scale, columns, x.stride(0),
+        SIZE=size, num_warps=warps or (4 if size <= 4096 else 8), enable_fp_fusion=False,
+    )  # fmt: skip

@@ -1,0 +1,76 @@
+"""LLM.int8() as operators that torch.compile takes whole: our kernels where Triton runs, else bitsandbytes'."""
+
+from __future__ import annotations
+
+import bitsandbytes  # noqa: F401, for its operators
+import torch
+
+from . import triton_available
+from .int8_reference import FLOAT16_MAX
+from .operator import operator
+
+
+@operator(
+    "quantflux::int8_linear",
+    schema="(Tensor x, Tensor weight, Tensor scale, Tensor? bias, float threshold) -> Tensor",
+)
+def int8_linear(
+    x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, threshold: float
+) -> torch.Tensor:
+    """``x (..., columns)`` times the int8 ``weight (rows, columns)`` by LLM.int8() arithmetic, in the dtype of ``x``.
+
+    Args:
+        scale: float32 absmax of each row of the weight ``(rows,)``.
+        bias: ``(rows,)``.
+        threshold: input columns with a magnitude at or above it are multiplied in the dtype of ``x``; 0 for none.
+
+    Source: Dettmers et al., LLM.int8(), https://arxiv.org/abs/2208.07339; ``bitsandbytes.MatMul8bitLt``.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    if triton_available(x.device):
+        from .int8_triton import int8_linear_triton
+
+        y = int8_linear_triton(rows, weight, scale, bias, threshold)
+    else:
+        y = _int8_linear_bitsandbytes(rows, weight, scale, bias, threshold)
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+@int8_linear.register_fake
+def _(x, weight, scale, bias, threshold):
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@operator(
+    "quantflux::int8_add_linear",
+    mutates_args=("y",),
+    schema="(Tensor(a!) y, Tensor x, Tensor weight, Tensor scale, float threshold) -> ()",
+)
+def int8_add_linear(
+    y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, threshold: float
+) -> None:
+    """Add the product of ``int8_linear`` to ``y (..., rows)``, in place."""
+    rows = x.reshape(-1, x.shape[-1])
+    if triton_available(x.device) and y.is_contiguous() and y.dtype == x.dtype:
+        from .int8_triton import int8_linear_triton
+
+        int8_linear_triton(rows, weight, scale, None, threshold, y=y.view(-1, weight.shape[0]))
+    else:
+        y.add_(int8_linear(x, weight, scale, None, threshold))
+
+
+@int8_add_linear.register_fake
+def _(y, x, weight, scale, threshold):
+    return None
+
+
+def _int8_linear_bitsandbytes(
+    rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, threshold: float
+) -> torch.Tensor:
+    """Inputs beyond float16's range are limited to it before they are quantized, since bitsandbytes quantizes
+    float16; with a threshold they are outliers and multiplied unlimited."""
+    half = rows.to(torch.float16).clamp(-FLOAT16_MAX, FLOAT16_MAX)
+    quantized, row_scale, outliers = torch.ops.bitsandbytes.int8_vectorwise_quant(half, threshold)
+    if threshold > 0:
+        return torch.ops.bitsandbytes.int8_mixed_scaled_mm(rows, quantized, weight, row_scale, scale, outliers, bias)[0]
+    return torch.ops.bitsandbytes.int8_scaled_mm(quantized, weight, row_scale, scale, bias=bias, dtype=rows.dtype)

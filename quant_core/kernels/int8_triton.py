@@ -1,0 +1,75 @@
+"""LLM.int8() by our Triton kernels: quantize, find the outlier columns, multiply; the host waits for nothing."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import torch
+
+from .int8_configs import MatmulConfig, choose
+from .int8_matmul import fits_bulk_copy, matmul
+from .int8_quantize import quantize_rows
+
+
+def int8_linear_triton(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    threshold: float = 0.0,
+    y: torch.Tensor | None = None,
+    config: MatmulConfig | None = None,
+) -> torch.Tensor:
+    """The kernels' ``int8_linear_reference``, but for ``x (tokens, columns)`` and with ``y`` overwritten.
+
+    Args:
+        y: ``(tokens, rows)``, contiguous, in the dtype of ``x``: the product is added to it.
+        config: block shapes; by default those for the card and the sizes.
+    """
+    weight, scale = weight.contiguous(), scale.contiguous()
+    x = x if x.stride(-1) == 1 else x.contiguous()
+    out = x.new_empty(x.shape[0], weight.shape[0]) if y is None else y
+    if x.shape[0] == 0:
+        return out
+    config = config or _config(x, weight, out)
+    # Triton launches on the current device, which need not be that of the tensors
+    with torch.cuda.device_of(x):
+        codes, absmax, outliers = quantize_rows(x, weight, scale, threshold)
+        if config.kernel == "hopper":
+            from .int8_hopper import matmul_hopper as product
+        else:
+            product = matmul
+        product(codes, weight, out, absmax, scale, bias, x, outliers, config, add=y is not None)
+    return out
+
+
+def _config(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> MatmulConfig:
+    sizes = x.shape[0], *weight.shape, x.element_size(), torch.cuda.get_device_capability(x.device)
+    config = choose(*sizes)
+    if config.kernel == "plain":
+        return config
+    fits = fits_bulk_copy(out, weight.shape[1]) and weight.data_ptr() % 16 == 0
+    if not fits or (config.kernel == "hopper" and not _gluon_works(x.device)):
+        return choose(*sizes, plain=True)
+    return config
+
+
+@functools.cache
+def _gluon_works(device: torch.device) -> bool:
+    """Whether Gluon's product equals plain Triton's on ``device``. Gluon is experimental: a release may change it."""
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(300, 1024, generator=generator, device=device, dtype=torch.bfloat16)
+    weight = torch.randint(-127, 128, (400, 1024), generator=generator, device=device, dtype=torch.int8)
+    scale = torch.rand(400, generator=generator, device=device)
+    plain = MatmulConfig(128, 128, 64, warps=4, stages=3)
+    hopper = MatmulConfig(128, 128, 128, warps=4, stages=3, kernel="hopper", persistent=2)
+    try:
+        ours = int8_linear_triton(x, weight, scale, config=hopper)
+    except Exception as error:  # whatever a compiler may raise
+        logging.warning(f"quantflux: Gluon does not run here, plain Triton is used for int8 instead: {error}")
+        return False
+    equal = torch.equal(ours, int8_linear_triton(x, weight, scale, config=plain))
+    if not equal:
+        logging.warning("quantflux: Gluon's int8 product is wrong here, plain Triton is used instead.")
+    return equal
