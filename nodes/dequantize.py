@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..quant_core.config import COMPUTE_DTYPES
+from ..quant_core.config import WEIGHT_DTYPES
 from ..quant_core.errors import ConfigError
 from ..quant_core.memory import model_nbytes, readable
 from .host.dequantized import dequantized_clip, dequantized_model, has_packed_weights
@@ -25,23 +25,26 @@ class QuantFluxDequantize(io.ComfyNode):
                 io.Clip.Input("clip", optional=True, tooltip="A quantized T5 with CLIP-L. CLIP-L stays as it is."),
                 io.Combo.Input(
                     "dtype",
-                    options=[AUTO, *COMPUTE_DTYPES],
+                    options=[AUTO, *WEIGHT_DTYPES],
                     default=AUTO,
                     tooltip="What the weights become. auto: what they were quantized from. FLUX can overflow in "
                     "float16; float32 takes twice the memory.",
                 ),
             ],
-            outputs=[io.Model.Output(), io.Clip.Output()],
+            outputs=[
+                io.Model.Output(tooltip="The transformer with plain weights; nothing if model is not connected."),
+                io.Clip.Output(tooltip="The text encoders with plain weights; nothing if clip is not connected."),
+            ],
         )
 
     @classmethod
     def execute(cls, dtype: str, model=None, clip=None) -> io.NodeOutput:
         if model is None and clip is None:
             raise ConfigError("There is nothing to dequantize: connect model, clip, or both.")
-        if dtype != AUTO and dtype not in COMPUTE_DTYPES:
+        if dtype != AUTO and dtype not in WEIGHT_DTYPES:
             # older hosts let any text through
-            raise ConfigError(f"dtype is {dtype!r}. Use one of {', '.join([AUTO, *COMPUTE_DTYPES])}.")
-        wanted = COMPUTE_DTYPES.get(dtype)
+            raise ConfigError(f"dtype is {dtype!r}. Use one of {', '.join([AUTO, *WEIGHT_DTYPES])}.")
+        wanted = WEIGHT_DTYPES.get(dtype)
         plain_model = None if model is None else dequantized_model(model, wanted)
         plain_clip = None if clip is None else dequantized_clip(clip, wanted)
         parts = []

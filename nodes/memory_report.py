@@ -22,7 +22,12 @@ class QuantFluxMemoryReport(io.ComfyNode):
                 io.Clip.Input("clip", optional=True, tooltip="Any CLIP, quantized or not."),
                 io.Vae.Input("vae", optional=True, tooltip="Any VAE."),
             ],
-            outputs=[io.String.Output(display_name="report"), io.Image.Output(display_name="chart")],
+            outputs=[
+                io.String.Output(display_name="report", tooltip="The tables as text, for Preview as Text or a file."),
+                io.Image.Output(
+                    display_name="chart", tooltip="The components as bars, for Preview Image or Save Image."
+                ),
+            ],
             is_output_node=True,
         )
 

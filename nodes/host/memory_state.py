@@ -1,16 +1,14 @@
-"""What models hold, what the host and the process say of memory, and room for a model that is made of another."""
+"""What models hold, and what the host and the process say of memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management as memory
 import psutil
 import torch
 
-from ...quant_core.memory import Held, Inventory, readable
-from .placement import make_room
+from ...quant_core.memory import Held, Inventory
 
 ENCODERS = {"t5xxl": "T5", "clip_l": "CLIP-L"}
 
@@ -55,33 +53,6 @@ def process_memory(model: Any = None, clip: Any = None, vae: Any = None) -> dict
         "total": ram.total,
     }
     return described
-
-
-def room_for(patcher: Any, sizes: Sequence[int], input_name: str) -> torch.device:
-    """Ask the host for room for plain weights, and say where they go: a model to its device if it fits there beside
-    what sampling needs, else, and text encoders always, to where the host keeps those that are not in use.
-
-    Args:
-        sizes: bytes of each tensor.
-
-    Raises:
-        MemoryError: there is no room.
-    """
-    needed, device, idle = sum(sizes), patcher.load_device, patcher.offload_device
-    destination = make_room(device, idle, 0 if patcher.is_clip else needed, max(sizes))
-    if destination != idle and not patcher.is_clip and not memory.is_device_cpu(device):
-        return destination
-    memory.free_memory(needed, idle)
-    if memory.get_free_memory(idle) >= needed:
-        return idle
-    free = " and ".join(
-        f"{readable(memory.get_free_memory(place))} of {'main memory' if place.type == 'cpu' else f'VRAM ({place})'}"
-        for place in dict.fromkeys((device, idle))
-    )
-    raise MemoryError(
-        f"{input_name} cannot be dequantized: its plain weights take {readable(needed)}, and {free} are free. "
-        "Close other programs, choose a 16-bit dtype, or use the packed model as it is."
-    )
 
 
 def _device_memory(device: torch.device) -> dict[str, int]:

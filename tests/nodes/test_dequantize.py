@@ -52,6 +52,11 @@ def bits(module) -> list[torch.Tensor]:
     return [part.clone() for tensor in module.parameters() for part in plain_tensors(tensor)]
 
 
+def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors are the same numbers, wherever they are."""
+    return torch.equal(a.cpu(), b.cpu())
+
+
 def lora_on(patcher, *tensors, strength=1.0):
     for one in tensors:
         patcher = comfy.sd.load_lora_for_models(patcher, None, one, strength, 0.0)[0]
@@ -65,7 +70,7 @@ def require_equals_dequantized(plain, packed, dtype=None):
     for name, tensor in ours.items():
         assert type(tensor) is torch.nn.Parameter, name
         expected = dequantize(theirs[name], dtype or theirs[name].dtype)
-        assert tensor.dtype == expected.dtype and torch.equal(tensor, expected), name
+        assert tensor.dtype == expected.dtype and equal(tensor, expected), name
     assert not any(isinstance(module, PackedLinear) for module in plain.modules())
 
 
@@ -98,7 +103,7 @@ def test_a_clip_too_and_its_clip_l_as_it_was(text_files, dtype):
     models = plain.cond_stage_model, packed.cond_stage_model
     require_equals_dequantized(*(model.t5xxl for model in models), wanted)
     for ours, theirs in zip(*(model.clip_l.parameters() for model in models), strict=True):
-        assert ours.dtype == theirs.dtype and torch.equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
+        assert ours.dtype == theirs.dtype and equal(ours, theirs) and ours.data_ptr() != theirs.data_ptr()
     plain_text, plain_pooled = plain.encode_from_tokens(plain.tokenize("a red circle"), return_pooled=True)
     assert relative_error(plain_text, text) < 5e-3 and torch.equal(plain_pooled, pooled)
     assert torch.equal(packed.encode_from_tokens(packed.tokenize("a red circle")), text)
@@ -134,7 +139,8 @@ def test_merges_are_those_of_the_dequantized_weights(flux_file):
     comfy.model_management.load_models_gpu([merged], force_patch_weights=True)
     key = "double_blocks.0.img_attn.qkv.weight"
     sources = (flux_source(open_checkpoint(flux_file), config) for config in (CONFIGS[0], QuantConfig("int8")))
-    a, b = (dequantize(load(source)[key], torch.float32) for source in sources)
+    device = comfy.model_management.get_torch_device()
+    a, b = (dequantize(load(source, device)[key], torch.float32).cpu() for source in sources)
     found = merged.model.diffusion_model.get_parameter(key).cpu()
     assert torch.allclose(found, 0.25 * a + 0.75 * b, atol=1e-6)
 
@@ -177,7 +183,7 @@ def test_a_lora_that_lies_on_the_shared_weights_is_not_copied(flux_file):
     again, _ = run(model=packed)
     assert again.model.manual_cast_dtype == clean.model.manual_cast_dtype
     for ours, theirs in zip(again.model.parameters(), clean.model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+        assert equal(ours, theirs)
     for module in again.model.modules():
         assert not getattr(module, "weight_function", []) and not hasattr(module, "comfy_patched_weights")
     assert torch.equal(predict(again), predict(clean))
@@ -212,7 +218,7 @@ def test_too_little_memory_is_told_with_the_numbers(flux_file, monkeypatch):
     packed = model_of(flux_file)
     before = predict(packed)
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *args, **kwargs: 2**20)
-    with pytest.raises(MemoryError, match=r"plain weights take 27.7 MiB.*1.0 MiB .*free.*use the packed model"):
+    with pytest.raises(MemoryError, match=r"plain weights take 27.[0-9] MiB.*1.0 MiB .*free.*use the packed model"):
         run("float32", model=packed)
     monkeypatch.undo()
     assert torch.equal(predict(packed), before)
@@ -262,8 +268,8 @@ def test_the_stock_node_saves_a_file_that_both_loaders_open(flux_file, output, m
     stock = comfy.sd.load_diffusion_model(str(path))
     ours = load_flux_model(flux_source(open_checkpoint(path), QuantConfig("none")))
     for name, tensor in plain.model.diffusion_model.named_parameters():
-        assert torch.equal(stock.model.diffusion_model.get_parameter(name).to(tensor.dtype), tensor), name
-        assert torch.equal(ours.model.diffusion_model.get_parameter(name), tensor), name
+        assert equal(stock.model.diffusion_model.get_parameter(name).to(tensor.dtype), tensor), name
+        assert equal(ours.model.diffusion_model.get_parameter(name), tensor), name
     assert relative_error(predict(ours), predict(plain)) < 1e-5
 
 
@@ -272,7 +278,7 @@ def test_the_stock_node_saves_the_text_encoders(text_files, output):
     CLIPSave().save(plain, "c/clip")
     t5 = load_file(next((output / "c").glob("*t5xxl*")))
     expected = dict(plain.cond_stage_model.t5xxl.transformer.named_parameters())
-    assert all(torch.equal(t5[name], tensor) for name, tensor in expected.items())
+    assert all(equal(t5[name], tensor) for name, tensor in expected.items())
     again = t5_source(open_checkpoint(next((output / "c").glob("*t5xxl*"))), QuantConfig("none"))
     assert load(again)["encoder.block.0.layer.0.SelfAttention.q.weight"].dtype == torch.bfloat16
 
@@ -284,4 +290,4 @@ def test_our_node_saves_it_as_a_16_bit_model(flux_file, output, format):
     source = flux_source(open_checkpoint(output / figure["path"]), QuantConfig("none"))
     for name, tensor in load(source).items():
         assert not is_packed(tensor)
-        assert torch.equal(tensor.float(), plain.model.diffusion_model.get_parameter(name).float()), name
+        assert equal(tensor.float(), plain.model.diffusion_model.get_parameter(name).float()), name
