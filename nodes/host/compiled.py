@@ -1,0 +1,143 @@
+"""torch.compile through the host's own wrapper, per block or as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+from collections.abc import Callable
+
+import comfy.model_patcher
+import comfy.utils
+import torch
+from comfy.patcher_extension import CallbacksMP, WrapperExecutor, WrappersMP
+from comfy_api.torch_helpers import set_torch_compile_wrapper
+from torch._dynamo.exc import TorchDynamoException
+
+from ...quant_core.errors import ConfigError
+from .compile_report import CompileReport, report_of
+from .compile_settings import CompileSettings, cause_of, while_compiling
+from .operations import PackedLinear
+
+KEY = "quantflux.compile"
+_HOST_KEY = "torch.compile"
+# Inputs of the host's FLUX and its blocks of which one dimension grows with the prompt. Marked, they are compiled for
+# all lengths at once; without, the second length would be compiled for anew.
+_PROMPT_DIMENSIONS = {"context": 1, "txt": 1, "x": 1, "pe": 2}
+_PIXELS = 8  # of a picture, for each of a latent
+
+
+def compiled_model(
+    patcher: comfy.model_patcher.ModelPatcher, settings: CompileSettings, node_id: str | None = None
+) -> tuple[comfy.model_patcher.ModelPatcher, CompileReport]:
+    """A clone of ``patcher`` that samples with compiled modules, and the report of what that compiles.
+
+    Compiling itself happens in the first step of sampling, which is when torch does it. Clones of one model share what
+    was compiled.
+
+    Args:
+        node_id: which node shows the report after sampling.
+
+    Raises:
+        ConfigError: the back end does not work here, or the model has no blocks.
+    """
+    settings.require_working(patcher.load_device)
+    static = "disable_dynamic" in inspect.signature(patcher.clone).parameters
+    compiled = patcher.clone(disable_dynamic=True) if static else patcher.clone()
+    keys = _blocks(compiled) if settings.regional else ["diffusion_model"]
+    set_torch_compile_wrapper(compiled, keys=keys, **settings.arguments)
+    report = report_of(compiled.model, settings, [compiled.get_model_object(key) for key in keys])
+    for module in _compiled_modules(compiled, keys):
+        module.forward = _prepared(module, settings.regional)
+    _watch(compiled, settings, report, node_id)
+    return compiled, report
+
+
+def _blocks(patcher: comfy.model_patcher.ModelPatcher) -> list[str]:
+    """Names of the transformer's blocks, in the order in which they run."""
+    transformer = patcher.get_model_object("diffusion_model")
+    names = [
+        f"diffusion_model.{name}.{i}"
+        for name, blocks in transformer.named_children()
+        if isinstance(blocks, torch.nn.ModuleList)
+        for i in range(len(blocks))
+    ]
+    if not names:
+        raise ConfigError(f"A {type(transformer).__name__} has no list of blocks to compile. Set regional to false.")
+    return names
+
+
+def _compiled_modules(patcher: comfy.model_patcher.ModelPatcher, keys: list[str]) -> list[torch.nn.Module]:
+    """What the host's wrapper puts in the place of the modules: it only shows that while it runs."""
+    model = patcher.model
+    wrappers = patcher.get_wrappers(WrappersMP.APPLY_MODEL, _HOST_KEY)
+
+    def seen():
+        return [comfy.utils.get_attr(model, key) for key in keys]
+
+    return WrapperExecutor.new_class_executor(seen, model, wrappers).execute()
+
+
+def _prepared(module: torch.nn.Module, regional: bool) -> Callable:
+    """The ``forward`` of a compiled module, after what has to happen outside of its graph."""
+    forward, original = module.forward, module._orig_mod
+    names = list(inspect.signature(original.forward).parameters)
+    layers = [layer for layer in original.modules() if isinstance(layer, PackedLinear)] if regional else []
+
+    def prepared(*args, **kwargs):
+        inputs = {
+            name: value
+            for name, value in (dict(zip(names, args, strict=False)) | kwargs).items()
+            if isinstance(value, torch.Tensor)
+        }
+        if not regional:
+            # x is the latents, whose second dimension is channels
+            inputs.pop("x", None)
+        for name, dimension in _PROMPT_DIMENSIONS.items():
+            if name in inputs and inputs[name].ndim > dimension:
+                torch._dynamo.maybe_mark_dynamic(inputs[name], dimension)
+        with contextlib.ExitStack() as stack:
+            if inputs:
+                device = next(iter(inputs.values())).device
+                for layer in layers:
+                    if layer.weight.device != device:
+                        # one graph for blocks that are offloaded and blocks that are not
+                        stack.enter_context(layer.lent(device))
+            return forward(*args, **kwargs)
+
+    return prepared
+
+
+def _watch(
+    patcher: comfy.model_patcher.ModelPatcher, settings: CompileSettings, report: CompileReport, node_id: str | None
+):
+    """Have ``report`` kept while sampling, and told after it."""
+
+    def apply_model(executor, x, t, c_concat=None, c_crossattn=None, *args, **kwargs):
+        if settings.has_cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        with while_compiling(), report.watching(_sizes(x, c_crossattn)):
+            try:
+                return executor(x, t, c_concat, c_crossattn, *args, **kwargs)
+            except TorchDynamoException as error:
+                raise ConfigError(
+                    f"backend {settings.backend} could not compile the model: {cause_of(error)} "
+                    + ("Set fullgraph to false" if settings.fullgraph else "Choose another backend")
+                    + ", or bypass Compile."
+                ) from error
+
+    def cleanup(patcher):
+        report.tell(node_id)
+
+    patcher.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
+    patcher.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, apply_model)
+    patcher.remove_callbacks_with_key(CallbacksMP.ON_CLEANUP, KEY)
+    patcher.add_callback_with_key(CallbacksMP.ON_CLEANUP, KEY, cleanup)
+
+
+def _sizes(x: torch.Tensor, context: torch.Tensor | None) -> str:
+    parts = [f"{x.shape[-1] * _PIXELS}×{x.shape[-2] * _PIXELS}"]
+    if context is not None:
+        parts.append(f"{context.shape[1]} text tokens")
+    if x.shape[0] > 1:
+        parts.append(f"batch {x.shape[0]}")
+    return ", ".join(parts)
