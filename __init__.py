@@ -9,4 +9,7 @@ from importlib.util import find_spec
 if __package__ and find_spec("folder_paths") is not None:
     from .nodes import comfy_entrypoint
 
-    __all__ = ["comfy_entrypoint"]
+    # served by the host; the canvas looks for help pages in its docs/
+    WEB_DIRECTORY = "./web"
+
+    __all__ = ["WEB_DIRECTORY", "comfy_entrypoint"]
