@@ -1,12 +1,22 @@
 """The nodes, one file each."""
 
+# ruff: noqa: E402, I001
+
+from .host.requirements import require_host
+
+require_host()  # before anything that an older host lacks is imported
+
 from comfy_api.latest import ComfyExtension, io
 
+from .compile import QuantFluxCompile
 from .config import QuantFluxConfig
 from .dequantize import QuantFluxDequantize
 from .load_t5 import QuantFluxLoadT5
 from .load_transformer import QuantFluxLoadTransformer
 from .memory_report import QuantFluxMemoryReport
+from .plan import QuantFluxPlan
+from .quality import QuantFluxQuality
+from .quantize import QuantFluxQuantize
 from .save import QuantFluxSave
 
 
@@ -18,7 +28,11 @@ class QuantFluxExtension(ComfyExtension):
             QuantFluxLoadT5,
             QuantFluxSave,
             QuantFluxDequantize,
+            QuantFluxCompile,
             QuantFluxMemoryReport,
+            QuantFluxPlan,
+            QuantFluxQuality,
+            QuantFluxQuantize,
         ]
 
 

@@ -1,0 +1,83 @@
+"""What the pack needs of the host, in one place: checked when it is loaded, so that nothing is missed while drawing."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+
+OLDEST = "0.3.75"
+
+# module of the host -> what is taken from it
+SYMBOLS = {
+    "comfy.lora": ("calculate_weight",),
+    "comfy.model_base": ("BaseModel", "Flux"),
+    "comfy.model_detection": ("detect_unet_config", "model_config_from_unet_config"),
+    "comfy.model_management": (
+        "MIN_WEIGHT_MEMORY_RATIO", "NUM_STREAMS", "VRAMState", "current_loaded_models", "current_stream",
+        "device_supports_non_blocking", "extra_reserved_memory", "free_memory", "get_free_memory",
+        "get_offload_stream", "get_torch_device", "get_torch_device_name", "get_total_memory", "is_device_cpu",
+        "load_models_gpu", "lowvram_available", "minimum_inference_memory", "module_size", "pin_memory",
+        "should_use_bf16", "sync_stream", "text_encoder_device", "text_encoder_offload_device",
+        "throw_exception_if_processing_interrupted", "unet_manual_cast", "unet_offload_device", "unpin_memory",
+        "vae_device", "vae_dtype", "vram_state",
+    ),
+    "comfy.model_patcher": ("LowVramPatch", "ModelPatcher", "wipe_lowvram_weight"),
+    "comfy.ops": ("CastWeightBiasOp", "manual_cast", "run_every_op"),
+    "comfy.patcher_extension": ("CallbacksMP", "PatcherInjection", "WrapperExecutor", "WrappersMP"),
+    "comfy.quant_ops": ("QuantizedTensor",),
+    "comfy.sample": ("fix_empty_latent_channels", "prepare_noise", "sample"),
+    "comfy.samplers": ("CFGGuider", "KSAMPLER", "KSampler", "calculate_sigmas", "ksampler"),
+    "comfy.sd": ("CLIP", "CLIPType", "load_text_encoder_state_dicts"),
+    "comfy.supported_models": ("Flux",),
+    "comfy.utils": ("ProgressBar", "get_attr", "set_attr_param"),
+    "comfy.weight_adapter": ("WeightAdapterBase",),
+    "comfy_api.latest": ("ComfyExtension", "io"),
+    "comfy_api.torch_helpers": ("set_torch_compile_wrapper",),
+    "folder_paths": (
+        "get_filename_list", "get_folder_paths", "get_full_path", "get_output_directory", "get_save_image_path",
+    ),
+}  # fmt: skip
+# what the host calls on its patcher and ours answers otherwise: under another name, packed weights would be patched as
+# plain ones are, without effect and without an error
+PATCHER_METHODS = (
+    "add_hook_patches", "clone", "get_key_patches", "load", "model_size", "partially_load", "partially_unload",
+    "patch_weight_to_device", "pin_weight_to_device", "unpatch_model", "unpin_weight",
+)  # fmt: skip
+
+
+class HostTooOldError(RuntimeError):
+    """The host lacks something that the pack cannot do without."""
+
+
+def require_host(symbols: Mapping[str, tuple[str, ...]] = SYMBOLS, methods: tuple[str, ...] = PATCHER_METHODS):
+    """Check that the host has everything that is listed.
+
+    Raises:
+        HostTooOldError: it has not.
+    """
+    missing = [f"{module}.{name}" for module, names in symbols.items() for name in names if not _has(module, name)]
+    patcher = "comfy.model_patcher.ModelPatcher"
+    if _has(*patcher.rsplit(".", 1)):
+        known = importlib.import_module("comfy.model_patcher").ModelPatcher
+        missing += [f"{patcher}.{name}" for name in methods if not hasattr(known, name)]
+    if missing:
+        raise HostTooOldError(
+            f"QuantFlux needs ComfyUI {OLDEST} or newer. This one, {_version()}, lacks {', '.join(missing)}. "
+            "Update ComfyUI. If it is newer than the pack, update QuantFlux."
+        )
+
+
+def _has(module: str, name: str) -> bool:
+    try:
+        return hasattr(importlib.import_module(module), name)
+    except ModuleNotFoundError as error:
+        if error.name and module.startswith(error.name):
+            return False
+        raise  # something else that the host itself needs is not installed: its own message says so
+
+
+def _version() -> str:
+    try:
+        return importlib.import_module("comfyui_version").__version__
+    except ModuleNotFoundError:
+        return "of an unknown version"
