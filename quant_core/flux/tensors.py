@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 from ..assembly import Assembly
 from ..errors import CheckpointError
@@ -12,10 +13,13 @@ from .names import LINEARS, NORMS, SWAPPED_HALVES, diffusers_parts, native_names
 
 logger = logging.getLogger(__name__)
 
+_NORM_WEIGHT = re.compile(r"(?<=_norm)\.weight$")
+
 
 def native_tensors(contents: Contents, prefix: str) -> dict[str, Assembly]:
-    """A single file's tensors, without their ``prefix``."""
-    return {name[len(prefix) :]: Assembly((tensor,)) for name, tensor in contents.tensors.items()}
+    """A single file's tensors, without their ``prefix``. Newer hosts save the scale of a norm as its weight."""
+    tensors = {name[len(prefix) :]: Assembly((tensor,)) for name, tensor in contents.tensors.items()}
+    return {_NORM_WEIGHT.sub(".scale", name): tensor for name, tensor in tensors.items()}
 
 
 def fused_tensors(contents: Contents) -> dict[str, Assembly]:

@@ -184,6 +184,12 @@ def test_a_16_or_32_bit_single_file_is_read_under_every_prefix(tmp_path, native,
     require_values(packed, pack_4bit(tensors, packed_modules(packed))[1])
 
 
+def test_a_file_with_the_norm_names_of_newer_hosts_is_the_same_model(tmp_path, native):
+    renamed = {re.sub(r"(_norm)\.scale$", r"\1.weight", name): tensor for name, tensor in native.items()}
+    assert len(renamed.keys() - native.keys()) == sum(name.endswith("_norm.scale") for name in native)
+    require_values(loaded_as_planned(saved(tmp_path, renamed, ""), NONE), native)
+
+
 def test_without_a_config_every_linear_module_of_a_16_bit_file_becomes_nf4(flux_file, linears):
     loaded = loaded_as_planned(flux_file)
     assert packed_modules(loaded) == linears
