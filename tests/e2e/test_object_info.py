@@ -8,6 +8,8 @@ import pytest
 RELEASED = json.loads(Path(__file__).with_name("object_info.json").read_text())
 # These lists are files on the user's disk.
 FILE_COMBOS = {"model_name", "t5_name", "clip_l_name"}
+# These are what is installed, and what the host has.
+MACHINE_COMBOS = {"backend", "scheduler"}
 
 
 def described(info):
@@ -34,7 +36,8 @@ def described_input(name, type_, options=None):
         type_, options = "COMBO", {"options": type_, **options}
     if name in FILE_COMBOS:
         return [name, type_, {}]
-    return [name, type_, {key: options[key] for key in ("default", "options") if options.get(key) is not None}]
+    kept = ("default",) if name in MACHINE_COMBOS else ("default", "options")
+    return [name, type_, {key: options[key] for key in kept if options.get(key) is not None}]
 
 
 @pytest.mark.parametrize("node_id", RELEASED)
