@@ -1,7 +1,7 @@
 """What a product with a weight needs beside its input and its output, layout by layout.
 
 This is the one place that knows what the kernels allocate: when one changes, so does its function here. ``fused`` is
-whether our own kernels run (quant_core/kernels); else they are those of bitsandbytes 0.50 on CUDA
+whether our own kernels run for int8 (quant_core/kernels); all others are those of bitsandbytes 0.50 on CUDA
 (backends/cuda/ops.py, backends/default/ops.py).
 """
 
@@ -42,7 +42,7 @@ def linear_scratch(
     if config.precision == "int8":
         scratch = fused_int8_scratch if fused else int8_scratch
         return casts + scratch(shape, rows, config.int8_threshold, compute_dtype)
-    return casts + four_bit_scratch(shape, config.blocksize, config.double_quant and not fused, compute_dtype)
+    return casts + four_bit_scratch(shape, config.blocksize, config.double_quant, compute_dtype)
 
 
 def plain_scratch(shape: tuple[int, int], stored: torch.dtype, dtype: torch.dtype) -> int:
