@@ -103,9 +103,7 @@ class FourBitLayout(QuantizedLayout):
         return triton_available(device) and can_unpack(params.orig_shape, params.blocksize)
 
     @staticmethod
-    def _unpack(
-        qdata: torch.Tensor, params: Params, dtype: torch.dtype, low_rank: LowRank | None = None
-    ) -> torch.Tensor:
+    def _unpack(qdata: torch.Tensor, params: Params, dtype: torch.dtype, low_rank: LowRank) -> torch.Tensor:
         """The weight ``(rows, columns)`` plus the LoRA, rounded to ``dtype`` once."""
         return unpack_4bit(
             qdata,
@@ -117,8 +115,8 @@ class FourBitLayout(QuantizedLayout):
             params.absmax_8bit,
             params.absmax_code,
             params.absmax_offset,
-            None if low_rank is None else low_rank.up,
-            None if low_rank is None else low_rank.down,
+            low_rank.up,
+            low_rank.down,
         )
 
     @classmethod
@@ -141,19 +139,16 @@ class FourBitLayout(QuantizedLayout):
                 in 16 bit.
         """
         params = weight._params
-        few = x.numel() <= FUSED_ROWS * x.shape[-1]
-        if few or not cls._has_kernel(x.device, params):
-            if low_rank is None:
-                return cls._linear(x, weight, bias)
-            return cls._add_linear(low_rank.of(x, bias), x, weight)
-        if float8 and x.dtype == torch.bfloat16 and can_multiply(params.orig_shape, params.blocksize):
-            y = cls._linear_float8(x, weight, bias)
-            return y if low_rank is None else low_rank.add_to(y, x)
+        many = x.numel() > FUSED_ROWS * x.shape[-1]
+        if many and float8 and x.dtype == torch.bfloat16 and can_multiply(params.orig_shape, params.blocksize):
+            if triton_available(x.device):
+                y = cls._linear_float8(x, weight, bias)
+                return y if low_rank is None else low_rank.add_to(y, x)
         if low_rank is None:
             return cls._linear(x, weight, bias)
-        if torch.compiler.is_compiling() and low_rank.rank in FUSED_RANKS and x.dtype.itemsize == 2:
-            unpacked = cls._unpack(weight._qdata, params, x.dtype, low_rank)
-            return torch.nn.functional.linear(x, unpacked, bias)
+        fits = low_rank.rank in FUSED_RANKS and x.dtype.itemsize == 2
+        if many and fits and torch.compiler.is_compiling() and cls._has_kernel(x.device, params):
+            return torch.nn.functional.linear(x, cls._unpack(weight._qdata, params, x.dtype, low_rank), bias)
         return cls._add_linear(low_rank.of(x, bias), x, weight)
 
     @classmethod
