@@ -7,6 +7,8 @@ import logging
 
 import torch
 
+logger = logging.getLogger(__name__)
+
 MIN_COMPUTE_CAPABILITY = (8, 0)  # Triton's own floor
 
 
@@ -30,5 +32,5 @@ def _triton_available(device: torch.device) -> bool:
 
         return probe(device)
     except Exception as error:  # whatever a compiler or a driver may raise
-        logging.warning(f"quantflux: Triton does not run here, bitsandbytes' kernels are used instead: {error}")
+        logger.warning("Triton does not run here, bitsandbytes' kernels are used instead: %s", error)
         return False

@@ -11,6 +11,8 @@ from .int8_configs import MatmulConfig, choose
 from .int8_matmul import fits_bulk_copy, matmul
 from .int8_quantize import quantize_rows
 
+logger = logging.getLogger(__name__)
+
 
 def int8_linear_triton(
     x: torch.Tensor,
@@ -67,9 +69,9 @@ def _gluon_works(device: torch.device) -> bool:
     try:
         ours = int8_linear_triton(x, weight, scale, config=hopper)
     except Exception as error:  # whatever a compiler may raise
-        logging.warning(f"quantflux: Gluon does not run here, plain Triton is used for int8 instead: {error}")
+        logger.warning("Gluon does not run here, plain Triton is used for int8 instead: %s", error)
         return False
     equal = torch.equal(ours, int8_linear_triton(x, weight, scale, config=plain))
     if not equal:
-        logging.warning("quantflux: Gluon's int8 product is wrong here, plain Triton is used instead.")
+        logger.warning("Gluon's int8 product is wrong here, plain Triton is used instead.")
     return equal

@@ -1,12 +1,11 @@
 """Unpacking NF4 and FP4: the reference against bitsandbytes, the kernels against both, on a GPU or interpreted."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
+from interpreter import INTERPRETED, output_of_interpreted_tests
 from quantflux.quant_core import linear as products
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.kernels import triton_available
@@ -23,8 +22,6 @@ from quantflux.quant_core.lora import LowRank
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 GPU = torch.cuda.is_available()
-# Triton reads it when it is imported, so a process is either interpreted or not
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # the interpreter cuts bfloat16 off instead of rounding, and multiplies its bits as integers
 EXACT_DTYPES = (torch.float16, torch.float32) if INTERPRETED else (torch.bfloat16, torch.float16, torch.float32)
 HALF = torch.float16 if INTERPRETED else torch.bfloat16
@@ -65,22 +62,7 @@ def with_kernels(monkeypatch):
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the kernels are tested in this process")
 def test_the_kernels_hold_in_the_interpreter(tmp_path):
     pytest.importorskip("triton", reason="needs Triton")
-    # not from the repository's root, which must stay off sys.path
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))",
-            __file__,
-            "-q",
-        ],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-5000:]
-    assert "needs a CUDA GPU with Triton" not in result.stdout
+    assert "needs a CUDA GPU with Triton" not in output_of_interpreted_tests(__file__, tmp_path)
 
 
 def arguments(weight, dtype) -> tuple:

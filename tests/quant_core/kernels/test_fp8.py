@@ -1,12 +1,11 @@
 """4-bit weights in float8: the error of the format, the kernels against their reference, and who is refused."""
 
-import os
-import subprocess
 import sys
 
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
+from interpreter import INTERPRETED, output_of_interpreted_tests
 from quantflux.quant_core import linear as products
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
@@ -29,8 +28,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 GPU = torch.cuda.is_available()
 FLOAT8_GPU = GPU and torch.cuda.get_device_capability() >= (8, 9) and triton_available(torch.device("cuda", 0))
-# Triton reads it when it is imported, so a process is either interpreted or not
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 CONFIGS = [
     QuantConfig("nf4"),
     QuantConfig("fp4"),
@@ -59,22 +56,7 @@ def config(request) -> QuantConfig:
 @pytest.mark.skipif(FLOAT8_GPU or INTERPRETED, reason="the kernels are tested in this process")
 def test_the_kernels_hold_in_the_interpreter(tmp_path):
     pytest.importorskip("triton", reason="needs Triton")
-    # not from the repository's root, which must stay off sys.path
-    result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))",
-            __file__,
-            "-q",
-        ],
-        env=os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-5000:]
-    assert "elsewhere" not in result.stdout
+    assert "elsewhere" not in output_of_interpreted_tests(__file__, tmp_path, CUDA_VISIBLE_DEVICES="")
 
 
 def arguments(weight) -> tuple:

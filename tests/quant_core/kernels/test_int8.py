@@ -1,19 +1,15 @@
 """The int8 kernels against their plain-torch reference: on a GPU, else in Triton's interpreter."""
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
+from interpreter import INTERPRETED, output_of_interpreted_tests
 from quantflux.quant_core.kernels import triton_available
 from quantflux.quant_core.kernels.int8_configs import MatmulConfig
 from quantflux.quant_core.kernels.int8_reference import int8_linear_reference, quantize_rows_reference
 
 GPU = torch.cuda.is_available()
-# Triton reads it when it is imported, so a process is either interpreted or not
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 # the interpreter multiplies bfloat16 as if it were integers: there, outlier columns are only tested in the others
 DTYPE = torch.float16 if INTERPRETED else torch.bfloat16
@@ -51,16 +47,7 @@ def config(request, kernel_device) -> MatmulConfig:
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the kernels are tested in this process")
 def test_the_kernels_hold_in_the_interpreter(tmp_path):
     pytest.importorskip("triton", reason="needs Triton")
-    # not from the repository's root, which must stay off sys.path
-    result = subprocess.run(
-        [sys.executable, "-c", "import pytest, sys; sys.exit(pytest.main(sys.argv[1:]))", __file__, "-q"],
-        env=os.environ | {"TRITON_INTERPRET": "1"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stdout[-5000:]
-    assert "needs a CUDA GPU with Triton" not in result.stdout
+    assert "needs a CUDA GPU with Triton" not in output_of_interpreted_tests(__file__, tmp_path)
 
 
 def inputs(generator, dtype=DTYPE, tokens=TOKENS, columns=COLUMNS, outliers=(5, 77, 150)) -> torch.Tensor:
