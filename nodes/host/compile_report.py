@@ -46,7 +46,8 @@ class CompileReport:
             yield
         finally:
             for metrics in get_compilation_metrics():
-                if (metrics.start_time or 0) >= start:
+                # torch keeps what it tunes while a graph runs among its compilations
+                if (metrics.start_time or 0) >= start and not metrics.is_runtime:
                     self.figures["graphs"].append(self._graph(metrics, at))
             for reason, count in (Counter(counters["graph_break"]) - breaks).items():
                 reason = reason.strip().splitlines()[0]

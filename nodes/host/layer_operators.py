@@ -6,6 +6,8 @@ import weakref
 
 import torch
 
+from ...quant_core.kernels.operator import operator
+
 # An operator can be given a number, not a module. Kept where torch keeps the operators: if this file is imported twice
 # in a process, both have the same.
 _LAYERS = vars(torch.ops.quantflux).setdefault("layers", weakref.WeakValueDictionary())
@@ -17,7 +19,7 @@ def number_of(layer: torch.nn.Module) -> torch.Tensor:
     return torch.tensor(id(layer), device="cpu")
 
 
-@torch.library.custom_op("quantflux::patched", mutates_args=())
+@operator("quantflux::patched", "(Tensor tensor, Tensor layer, str hooks) -> Tensor")
 def patched(tensor: torch.Tensor, layer: torch.Tensor, hooks: str) -> torch.Tensor:
     """A copy of a weight or bias, with the patches that the layer has at the moment.
 
@@ -37,7 +39,7 @@ def _(tensor: torch.Tensor, layer: torch.Tensor, hooks: str) -> torch.Tensor:
     return torch.empty_like(tensor)
 
 
-@torch.library.custom_op("quantflux::offloaded_linear", mutates_args=())
+@operator("quantflux::offloaded_linear", "(Tensor x, Tensor layer, int rows) -> Tensor")
 def offloaded_linear(x: torch.Tensor, layer: torch.Tensor, rows: int) -> torch.Tensor:
     """What the layer makes of ``x (..., columns)``: ``(..., rows)``.
 

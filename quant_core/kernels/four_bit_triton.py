@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import Launcher, aligned, ceil_div
+
 WORD = tl.constexpr(8)  # weights in an int32
 STATISTICS = tl.constexpr(256)  # absmax that share a scale, when nested
 
@@ -33,6 +35,9 @@ class UnpackAdd:
     columns: int = 128
     warps: int = 4
     gather: bool = True
+
+
+DEFAULT, DEFAULT_ADD = Unpack(), UnpackAdd()
 
 
 @triton.jit
@@ -104,26 +109,32 @@ def _unpack_add(
     tl.store(out + to, weight.to(out.dtype.element_ty), mask=within)
 
 
+_launch_unpack = Launcher(_unpack)
+_launch_unpack_add = Launcher(_unpack_add)
+
+
 def unpack(words, statistics, code, out: torch.Tensor, blocksize: int, launch: Unpack | None = None):
     """Fill ``out``. ``statistics``: absmax, absmax_8bit, absmax_code, absmax_offset; the last three may be None."""
-    launch = launch or Unpack()
-    count = out.numel() // 8
-    _unpack[(triton.cdiv(count, launch.words),)](
-        words, *_present(statistics), code, out, count,
-        BLOCKSIZE=blocksize, NESTED=statistics[1] is not None, SIZE=launch.words, GATHER=launch.gather,
+    launch = launch or DEFAULT
+    count, nested, pointers = out.numel() // 8, statistics[1] is not None, (words, *_present(statistics), code, out)
+    key = (out.device.index, out.dtype, count, blocksize, nested, launch) if aligned(*pointers) else None
+    _launch_unpack(
+        ceil_div(count, launch.words), key, *pointers, count, blocksize, nested, launch.words, launch.gather,
         num_warps=launch.warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def unpack_add(words, statistics, code, up, down, out: torch.Tensor, blocksize: int, launch: UnpackAdd | None = None):
     """Fill ``out`` with the unpacked weight plus ``up @ down``."""
-    launch = launch or UnpackAdd()
-    rows, columns = out.shape
-    tiles = triton.cdiv(rows, launch.rows) * triton.cdiv(columns, launch.columns)
-    _unpack_add[(tiles,)](
-        words, *_present(statistics), code, up, down, out, rows, columns,
-        BLOCKSIZE=blocksize, NESTED=statistics[1] is not None, RANK=up.shape[1],
-        ROWS=launch.rows, COLUMNS=launch.columns, GATHER=launch.gather,
+    launch = launch or DEFAULT_ADD
+    (rows, columns), rank, nested = out.shape, up.shape[1], statistics[1] is not None
+    tiles = ceil_div(rows, launch.rows) * ceil_div(columns, launch.columns)
+    pointers = words, *_present(statistics), code, up, down, out
+    types = out.device.index, out.dtype, up.dtype, down.dtype
+    key = (types, rows, columns, rank, blocksize, nested, launch) if aligned(*pointers) else None
+    _launch_unpack_add(
+        tiles, key, *pointers, rows, columns,
+        blocksize, nested, rank, launch.rows, launch.columns, launch.gather,
         num_warps=launch.warps, enable_fp_fusion=False,
     )  # fmt: skip
 

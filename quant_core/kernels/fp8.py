@@ -13,6 +13,7 @@ from .operator import operator
 LARGEST = 448.0  # of FLOAT8
 SMALLEST = 1e-30  # of a row's largest magnitude: its reciprocal stays finite
 MAX_COLUMNS = 16384  # a row is unpacked on the chip at once
+IN_GRAPH_COLUMNS = 4096
 MULTIPLE = 16  # of rows and columns, for cuBLAS
 MIN_COMPUTE_CAPABILITY = (8, 9)  # Ada: the first with float8 tensor cores
 
@@ -64,7 +65,7 @@ def unpack_4bit_rows_reference(
     """
     absmax = expanded_absmax(absmax, absmax_8bit, absmax_code, absmax_offset)
     largest = absmax.reshape(rows, -1).abs().amax(1, keepdim=True).clamp(min=SMALLEST)
-    limit = largest.new_tensor(LARGEST)  # torch multiplies by the reciprocal of a number
+    limit = torch.full_like(largest, LARGEST)  # torch multiplies by the reciprocal of a number
     factor = (limit / largest) * absmax.reshape(rows, -1)
     weight = unpacked_codes(packed, rows * columns, quant_type).reshape(rows, -1, blocksize) * factor[:, :, None]
     return weight.reshape(rows, columns).to(FLOAT8), largest / limit
@@ -74,7 +75,7 @@ def quantize_rows_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     """``x (rows, columns)`` as e4m3 and float32 scales ``(rows, 1)``."""
     values = x.float()
     largest = values.abs().amax(1, keepdim=True).clamp(min=SMALLEST)
-    limit = largest.new_tensor(LARGEST)
+    limit = torch.full_like(largest, LARGEST)
     return (values * (limit / largest)).to(FLOAT8), largest / limit
 
 
@@ -110,9 +111,19 @@ def _(packed, absmax, rows, columns, *others, **more):
     return _rows_like(packed, rows, columns)
 
 
+def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """As :func:`quantize_rows_reference`, by Triton.
+
+    In a compiled graph it is the reference where the rows are short: the compiler joins that with what made ``x``. Long
+    ones it would make twice.
+    """
+    if torch.compiler.is_compiling() and x.shape[1] <= IN_GRAPH_COLUMNS:
+        return quantize_rows_reference(x)
+    return _quantize_rows(x)
+
+
 @operator("quantflux::quantize_rows", "(Tensor x) -> (Tensor, Tensor)")
-def quantize_rows(x):
-    """As :func:`quantize_rows_reference`, by Triton."""
+def _quantize_rows(x):
     from . import fp8_triton as kernels
 
     out, scale = _rows_like(x, *x.shape)
@@ -121,7 +132,7 @@ def quantize_rows(x):
     return out, scale
 
 
-@quantize_rows.register_fake
+@_quantize_rows.register_fake
 def _(x):
     return _rows_like(x, *x.shape)
 

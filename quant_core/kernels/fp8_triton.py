@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from .four_bit_triton import WORD, _present, block_absmax, code_values
+from .launch import Launcher, aligned, power_of_2
 
 LARGEST = tl.constexpr(448.0)  # of float8_e4m3fn
 SMALLEST = tl.constexpr(1e-30)  # of a row's absmax: its reciprocal stays finite
@@ -55,23 +56,29 @@ def _quantize_rows(x, out, scale, columns, stride, SIZE: tl.constexpr):
     tl.store(out + row * columns + column, values.to(out.dtype.element_ty), mask=inside)
 
 
+_launch_unpack_rows = Launcher(_unpack_rows)
+_launch_quantize_rows = Launcher(_quantize_rows)
+
+
 def unpack_rows(words, statistics, code, out: torch.Tensor, scale: torch.Tensor, blocksize: int, warps: int = 0):
     """Fill ``out (rows, columns)`` and ``scale (rows, 1)``."""
     rows, columns = out.shape
-    size = triton.next_power_of_2(columns // 8)
-    _unpack_rows[(rows,)](
-        words, *_present(statistics), code, out, scale, columns,
-        BLOCKSIZE=blocksize, NESTED=statistics[1] is not None,
-        BLOCKS=triton.next_power_of_2(columns // blocksize), SIZE=size,
-        num_warps=warps or (4 if size <= 512 else 8), enable_fp_fusion=False,
+    size, nested = power_of_2(columns // 8), statistics[1] is not None
+    warps = warps or (4 if size <= 512 else 8)
+    pointers = words, *_present(statistics), code, out, scale
+    key = (out.device.index, out.dtype, rows, columns, blocksize, nested, warps) if aligned(*pointers) else None
+    _launch_unpack_rows(
+        rows, key, *pointers, columns, blocksize, nested, power_of_2(columns // blocksize), size,
+        num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
 def quantize_rows(x: torch.Tensor, out: torch.Tensor, scale: torch.Tensor, warps: int = 0):
     """Fill ``out (rows, columns)`` and ``scale (rows, 1)`` from ``x``, whose last stride is 1."""
     rows, columns = x.shape
-    size = triton.next_power_of_2(columns)
-    _quantize_rows[(rows,)](
-        x, out, scale, columns, x.stride(0),
-        SIZE=size, num_warps=warps or (4 if size <= 4096 else 8), enable_fp_fusion=False,
+    size, stride = power_of_2(columns), x.stride(0)
+    warps = warps or (4 if size <= 4096 else 8)
+    key = (x.device.index, x.dtype, out.dtype, rows, columns, stride, warps) if aligned(x, out, scale) else None
+    _launch_quantize_rows(
+        rows, key, x, out, scale, columns, stride, size, num_warps=warps, enable_fp_fusion=False
     )  # fmt: skip

@@ -43,7 +43,6 @@ def _(x, weight, scale, bias, threshold):
 
 @operator(
     "quantflux::int8_add_linear",
-    mutates_args=("y",),
     schema="(Tensor(a!) y, Tensor x, Tensor weight, Tensor scale, float threshold) -> ()",
 )
 def int8_add_linear(

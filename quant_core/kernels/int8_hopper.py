@@ -6,8 +6,9 @@ block's product is issued first, and copies run ahead across tiles.
 
 from __future__ import annotations
 
+import functools
+
 import torch
-import triton
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -20,7 +21,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .int8_configs import MatmulConfig
+from .int8_matmul import matmul_key
 from .int8_quantize import OUTLIER_BLOCK, OUTLIER_CAPACITY, Outliers
+from .launch import Launcher, ceil_div
 
 
 @gluon.jit
@@ -161,6 +164,9 @@ def _matmul_hopper(
         gl.store(y_tile, gl.convert_layout(result.to(y.dtype.element_ty), STORE), mask=mask)
 
 
+_launch_matmul_hopper = Launcher(_matmul_hopper)
+
+
 def matmul_hopper(
     codes: torch.Tensor,
     weight: torch.Tensor,
@@ -175,19 +181,38 @@ def matmul_hopper(
 ) -> None:
     """As ``int8_matmul.matmul``, for inputs of 16 bit and columns in multiples of 16."""
     (tokens, columns), rows = codes.shape, weight.shape[0]
-    tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(rows, config.block_n)
-    processors = torch.cuda.get_device_properties(codes.device).multi_processor_count
+    tiles = ceil_div(tokens, config.block_m) * ceil_div(rows, config.block_n)
+    programs = min(tiles, config.persistent * processors(codes.device)) if config.persistent else tiles
     gathered = (outliers.columns, outliers.x, outliers.weight) if outliers else (None, None, None)
-    _matmul_hopper[(min(tiles, config.persistent * processors) if config.persistent else tiles,)](
+    _launch_matmul_hopper(
+        programs,
+        matmul_key(codes, weight, y, absmax, scale, bias, x, outliers, config, add),
         _descriptor(codes, config.block_m, config.block_k),
         _descriptor(weight, config.block_n, config.block_k),
         y, absmax, scale, bias, x, x.stride(0), weight, *gathered, tokens, rows, columns,
-        ADD=add, BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
-        CAPACITY=OUTLIER_CAPACITY, OUTLIER_BLOCK=OUTLIER_BLOCK, STAGES=config.stages, WARPS=config.warps,
+        add, config.block_m, config.block_n, config.block_k, config.group, OUTLIER_CAPACITY, OUTLIER_BLOCK,
+        config.stages, config.warps,
         num_warps=config.warps,
     )  # fmt: skip
 
 
 def _descriptor(tensor: torch.Tensor, block_rows: int, block_columns: int) -> TensorDescriptor:
+    """Of a contiguous matrix of int8 that begins at a multiple of 16 bytes."""
+    descriptor = TensorDescriptor.__new__(TensorDescriptor)
+    vars(descriptor).update(_described(*tensor.shape, block_rows, block_columns), base=tensor)
+    return descriptor
+
+
+@functools.lru_cache(maxsize=4096)
+def _described(rows: int, columns: int, block_rows: int, block_columns: int) -> dict:
+    """The attributes of a descriptor; to check them again at each launch would take as long as the launch."""
     block = [block_rows, block_columns]
-    return TensorDescriptor.from_tensor(tensor, block, gl.NVMMASharedLayout.get_default_for(block, gl.int8))
+    layout = gl.NVMMASharedLayout.get_default_for(block, gl.int8)
+    like = torch.empty(rows, columns, dtype=torch.int8)
+    return vars(TensorDescriptor.from_tensor(like, block, layout)) | {"base": None}
+
+
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a card."""
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -8,6 +8,7 @@ import triton.language as tl
 
 from .int8_configs import MatmulConfig
 from .int8_quantize import OUTLIER_BLOCK, OUTLIER_CAPACITY, Outliers
+from .launch import Launcher, aligned, ceil_div
 
 
 @triton.jit
@@ -98,9 +99,20 @@ def _matmul(
     tl.store(y_tile, result.to(y.dtype.element_ty), mask=mask)
 
 
+_launch_matmul = Launcher(_matmul)
+
+
 def fits_bulk_copy(y: torch.Tensor, columns: int) -> bool:
     """Whether rows of ``y (tokens, rows)`` and of int8 ``(…, columns)`` start at the 16 bytes that bulk copies want."""
     return columns % 16 == 0 and y.shape[1] * y.element_size() % 16 == 0 and y.data_ptr() % 16 == 0
+
+
+def matmul_key(codes, weight, y, absmax, scale, bias, x, outliers, config, add) -> tuple | None:
+    """The launcher's key for the arguments of :func:`matmul`."""
+    if not aligned(codes, weight, y, absmax, scale, x) or not (bias is None or aligned(bias)):
+        return None
+    types = x.device.index, x.dtype, y.dtype, None if bias is None else bias.dtype
+    return types, *codes.shape, weight.shape[0], x.stride(0), outliers is None, config, add
 
 
 def matmul(
@@ -124,13 +136,12 @@ def matmul(
     """
     tokens, columns = codes.shape
     rows = weight.shape[0]
-    tiles = triton.cdiv(tokens, config.block_m) * triton.cdiv(rows, config.block_n)
+    tiles = ceil_div(tokens, config.block_m) * ceil_div(rows, config.block_n)
     gathered = (outliers.columns, outliers.x, outliers.weight) if outliers else (None, None, None)
-    blocks = dict(
-        BLOCK_M=config.block_m, BLOCK_N=config.block_n, BLOCK_K=config.block_k, GROUP=config.group,
-        CAPACITY=OUTLIER_CAPACITY, OUTLIER_BLOCK=OUTLIER_BLOCK, num_warps=config.warps, num_stages=config.stages,
-    )  # fmt: skip
-    _matmul[(tiles,)](
-        codes, weight, y, absmax, scale, bias, x, x.stride(0), *gathered, tokens, rows, columns,
-        ADD=add, EVEN_K=columns % config.block_k == 0, **blocks,
+    key = matmul_key(codes, weight, y, absmax, scale, bias, x, outliers, config, add)
+    _launch_matmul(
+        tiles, key, codes, weight, y, absmax, scale, bias, x, x.stride(0), *gathered, tokens, rows, columns,
+        add, columns % config.block_k == 0, config.block_m, config.block_n, config.block_k,
+        config.group, OUTLIER_CAPACITY, OUTLIER_BLOCK,
+        num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip

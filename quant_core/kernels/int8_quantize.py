@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .launch import Launcher, aligned, ceil_div, power_of_2
+
 OUTLIER_BLOCK = 32  # columns that the product takes at a time
 OUTLIER_CAPACITY = 512  # columns that are gathered; more are multiplied from where they lie
 
@@ -80,6 +82,11 @@ def _gather_outliers(
             tl.store(w_out + row[:, None] * CAPACITY + slot[None, :], value, mask=kept)
 
 
+_launch_quantize_rows = Launcher(_quantize_rows)
+_launch_list_outliers = Launcher(_list_outliers)
+_launch_gather_outliers = Launcher(_gather_outliers)
+
+
 @dataclass(frozen=True)
 class Outliers:
     """Outlier columns in device memory.
@@ -105,26 +112,29 @@ def quantize_rows(
     tokens, columns = x.shape
     codes = torch.empty(tokens, columns, dtype=torch.int8, device=x.device)
     absmax = torch.empty(tokens, dtype=torch.float32, device=x.device)
-    block = triton.next_power_of_2(columns)
+    block = power_of_2(columns)
     warps = 4 if block <= 4096 else 8 if block <= 16384 else 16
     is_outlier = torch.zeros(columns, dtype=torch.int32, device=x.device) if threshold > 0 else None
+    rows, stride = weight.shape[0], x.stride(0)
+    # the rest has just been allocated, which is on multiples of more
+    key = (x.device.index, x.dtype, tokens, rows, columns, stride, threshold) if aligned(x, weight, scale) else None
     # a multiplication and an addition fused would round once, where bitsandbytes rounds twice
-    _quantize_rows[(tokens,)](
-        x, x.stride(0), codes, absmax, is_outlier, columns, threshold, OUTLIERS=threshold > 0, BLOCK=block,
+    _launch_quantize_rows(
+        tokens, key, x, stride, codes, absmax, is_outlier, columns, threshold, threshold > 0, block,
         num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
     if is_outlier is None:
         return codes, absmax, None
-    rows = weight.shape[0]
     outliers = Outliers(
         torch.empty(columns + 1, dtype=torch.int32, device=x.device),
         x.new_empty(tokens, OUTLIER_CAPACITY),
         x.new_empty(rows, OUTLIER_CAPACITY),
     )
-    _list_outliers[(1,)](is_outlier, outliers.columns, columns, BLOCK=block, num_warps=8)
+    _launch_list_outliers(1, (x.device.index, columns), is_outlier, outliers.columns, columns, block, num_warps=8)
     block_rows = 32
-    _gather_outliers[(triton.cdiv(tokens, block_rows) + triton.cdiv(rows, block_rows),)](
-        x, x.stride(0), codes, weight, scale, outliers.columns, outliers.x, outliers.weight, tokens, rows, columns,
-        CAPACITY=OUTLIER_CAPACITY, BLOCK_ROWS=block_rows, BLOCK=OUTLIER_BLOCK,
+    _launch_gather_outliers(
+        ceil_div(tokens, block_rows) + ceil_div(rows, block_rows), key,
+        x, stride, codes, weight, scale, outliers.columns, outliers.x, outliers.weight, tokens, rows, columns,
+        OUTLIER_CAPACITY, block_rows, OUTLIER_BLOCK,
     )  # fmt: skip
     return codes, absmax, outliers

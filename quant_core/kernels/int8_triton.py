@@ -47,14 +47,20 @@ def int8_linear_triton(
 
 
 def _config(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> MatmulConfig:
-    sizes = x.shape[0], *weight.shape, x.element_size(), torch.cuda.get_device_capability(x.device)
-    config = choose(*sizes)
+    sizes = x.shape[0], *weight.shape, x.element_size()
+    config = _chosen(*sizes, x.device)
     if config.kernel == "plain":
         return config
     fits = fits_bulk_copy(out, weight.shape[1]) and weight.data_ptr() % 16 == 0
     if not fits or (config.kernel == "hopper" and not _gluon_works(x.device)):
-        return choose(*sizes, plain=True)
+        return _chosen(*sizes, x.device, plain=True)
     return config
+
+
+@functools.lru_cache(maxsize=4096)
+def _chosen(*sizes_and_device, plain: bool = False) -> MatmulConfig:
+    *sizes, device = sizes_and_device
+    return choose(*sizes, torch.cuda.get_device_capability(device), plain=plain)
 
 
 @functools.cache

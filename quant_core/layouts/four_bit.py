@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import bitsandbytes.functional as bnb
@@ -17,6 +17,7 @@ from ..kernels.four_bit import FUSED_RANKS, NESTED_BLOCKSIZE, can_unpack, unpack
 from ..kernels.fp8 import can_multiply, quantize_rows, scaled_mm, unpack_4bit_rows
 from ..lora import LowRank
 
+CPU_PIECE = 2**21  # numbers that a CPU packs at a time: about 0.1 s on one core (2026-11-25)
 FUSED_ROWS = 48  # of inputs: up to about so many, bitsandbytes' fused kernel is the faster one
 
 
@@ -53,21 +54,36 @@ class FourBitLayout(QuantizedLayout):
 
     @classmethod
     def quantize(
-        cls, tensor: torch.Tensor, quant_type: str = "nf4", blocksize: int = 64, double_quant: bool = False
+        cls,
+        tensor: torch.Tensor,
+        quant_type: str = "nf4",
+        blocksize: int = 64,
+        double_quant: bool = False,
+        pause: Callable[[], None] | None = None,
     ) -> tuple[torch.Tensor, Params]:
-        """Pack a 16- or 32-bit weight ``(rows, columns)`` on its own device."""
-        packed, state = bnb.quantize_4bit(
-            tensor.contiguous(), blocksize=blocksize, compress_statistics=double_quant, quant_type=quant_type
-        )
+        """Pack a 16- or 32-bit weight ``(rows, columns)`` on its own device.
+
+        Args:
+            pause: called now and then where this takes long, on a CPU; what it raises ends the packing.
+        """
+        # blocks do not know of each other, and a piece is a whole number of the largest ones
+        pieces = tensor.reshape(-1).split(CPU_PIECE) if tensor.device.type == "cpu" else [tensor.contiguous()]
+        done = []
+        for piece in pieces:
+            if pause is not None:
+                pause()
+            done.append(bnb.quantize_4bit(piece, blocksize=blocksize, quant_type=quant_type))
+        packed = done[0][0] if len(done) == 1 else torch.cat([data for data, _ in done])
+        scale = done[0][1].absmax if len(done) == 1 else torch.cat([state.absmax for _, state in done])
         nested = {}
-        if state.nested:
-            nested = {
-                "absmax_8bit": state.absmax,
-                "absmax_code": state.state2.code,
-                "absmax_offset": state.offset.float(),
-            }
+        if double_quant:
+            # as bitsandbytes' compress_statistics does it
+            offset = scale.mean()
+            absmax_8bit, state = bnb.quantize_blockwise(scale - offset, blocksize=NESTED_BLOCKSIZE)
+            nested = {"absmax_8bit": absmax_8bit, "absmax_code": state.code, "absmax_offset": offset.float()}
+            scale = state.absmax
         params = cls.Params(
-            scale=state.state2.absmax if state.nested else state.absmax,
+            scale=scale,
             orig_dtype=tensor.dtype,
             orig_shape=tuple(tensor.shape),
             quant_type=quant_type,
@@ -103,8 +119,9 @@ class FourBitLayout(QuantizedLayout):
         return triton_available(device) and can_unpack(params.orig_shape, params.blocksize)
 
     @staticmethod
-    def _unpack(qdata: torch.Tensor, params: Params, dtype: torch.dtype, low_rank: LowRank) -> torch.Tensor:
+    def _unpack(qdata: torch.Tensor, params: Params, dtype: torch.dtype, low_rank: LowRank | None) -> torch.Tensor:
         """The weight ``(rows, columns)`` plus the LoRA, rounded to ``dtype`` once."""
+        update = (None, None) if low_rank is None else (low_rank.up, low_rank.down)
         return unpack_4bit(
             qdata,
             params.scale,
@@ -115,8 +132,7 @@ class FourBitLayout(QuantizedLayout):
             params.absmax_8bit,
             params.absmax_code,
             params.absmax_offset,
-            low_rank.up,
-            low_rank.down,
+            *update,
         )
 
     @classmethod
@@ -130,9 +146,9 @@ class FourBitLayout(QuantizedLayout):
     ) -> torch.Tensor:
         """``x (..., columns)`` times the weight, in the dtype of ``x``.
 
-        bitsandbytes multiplies, the LoRA beside it. In compiled models, where launching our own kernel costs nothing,
-        many rows of ``x`` have the LoRA added to the weight while it is unpacked: a branch would move the output once
-        more.
+        Few rows of ``x`` are multiplied by bitsandbytes' fused kernel. For many rows the weight is unpacked first, by
+        our own kernel where Triton runs, to the same bits. The LoRA is added meanwhile where its rank fits on the chip:
+        a branch beside the weight would move the output once more.
 
         Args:
             float8: multiply in float8 where there are many rows, the device can and ``x`` is bfloat16. A LoRA stays
@@ -144,11 +160,11 @@ class FourBitLayout(QuantizedLayout):
             if triton_available(x.device):
                 y = cls._linear_float8(x, weight, bias)
                 return y if low_rank is None else low_rank.add_to(y, x)
+        fits = low_rank is None or (low_rank.rank in FUSED_RANKS and x.dtype.itemsize == 2)
+        if many and fits and cls._has_kernel(x.device, params):
+            return torch.nn.functional.linear(x, cls._unpack(weight._qdata, params, x.dtype, low_rank), bias)
         if low_rank is None:
             return cls._linear(x, weight, bias)
-        fits = low_rank.rank in FUSED_RANKS and x.dtype.itemsize == 2
-        if many and fits and torch.compiler.is_compiling() and cls._has_kernel(x.device, params):
-            return torch.nn.functional.linear(x, cls._unpack(weight._qdata, params, x.dtype, low_rank), bias)
         return cls._add_linear(low_rank.of(x, bias), x, weight)
 
     @classmethod

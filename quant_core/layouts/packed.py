@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
@@ -14,8 +14,11 @@ from .int8 import Int8Layout
 LAYOUTS = (FourBitLayout.NAME, Int8Layout.NAME)
 
 
-def quantize(weight: torch.Tensor, config: QuantConfig) -> torch.Tensor:
+def quantize(weight: torch.Tensor, config: QuantConfig, pause: Callable[[], None] | None = None) -> torch.Tensor:
     """Pack ``weight (rows, columns)`` on its own device; precision ``none`` gives it back as it is.
+
+    Args:
+        pause: called now and then where packing one weight takes seconds; what it raises ends it.
 
     >>> packed = quantize(torch.randn(128, 256), QuantConfig("nf4"))
     >>> packed.shape, nbytes(packed)
@@ -28,6 +31,7 @@ def quantize(weight: torch.Tensor, config: QuantConfig) -> torch.Tensor:
             quant_type=config.precision,
             blocksize=config.blocksize,
             double_quant=config.double_quant,
+            pause=pause,
         )
     if config.precision == "int8":
         return QuantizedTensor.from_float(weight, Int8Layout.NAME, threshold=config.int8_threshold)

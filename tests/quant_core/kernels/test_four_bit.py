@@ -1,10 +1,8 @@
 """Unpacking NF4 and FP4: the reference against bitsandbytes, the kernels against both, on a GPU or interpreted."""
 
-import sys
-
 import pytest
 import torch
-from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
+from comfy_kitchen.tensor import QuantizedTensor
 from interpreter import INTERPRETED, output_of_interpreted_tests
 from quantflux.quant_core import linear as products
 from quantflux.quant_core.config import QuantConfig
@@ -19,6 +17,7 @@ from quantflux.quant_core.kernels.four_bit import (
 )
 from quantflux.quant_core.layouts import FourBitLayout, dequantize, quantize
 from quantflux.quant_core.lora import LowRank
+from registered import registered_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 GPU = torch.cuda.is_available()
@@ -54,8 +53,7 @@ def config(request) -> QuantConfig:
 @pytest.fixture
 def with_kernels(monkeypatch):
     """The layout takes the kernels where they are interpreted, too."""
-    # the layout that is registered: a host that has loaded the pack registers it under another module name
-    module = sys.modules[get_layout_class(FourBitLayout.NAME).__module__]
+    module = registered_module("layouts.four_bit")
     monkeypatch.setattr(module, "triton_available", lambda device: True)
 
 
@@ -227,7 +225,8 @@ def test_only_whole_rows_of_blocks_are_unpacked_by_the_kernel():
 
 
 @pytest.mark.parametrize("rank", [None, 32])
-def test_a_trace_for_a_gpu_needs_no_gpu(rank, with_kernels):
+def test_a_trace_for_a_gpu_needs_no_gpu(rank, with_kernels, monkeypatch):
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     with FakeTensorMode(), torch.device("cuda"):
         params = FourBitLayout.Params(
             scale=torch.empty(256), orig_dtype=torch.bfloat16, orig_shape=(64, 256), quant_type="nf4", blocksize=64

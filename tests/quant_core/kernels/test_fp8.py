@@ -1,10 +1,8 @@
 """4-bit weights in float8: the error of the format, the kernels against their reference, and who is refused."""
 
-import sys
-
 import pytest
 import torch
-from comfy_kitchen.tensor import QuantizedTensor, get_layout_class
+from comfy_kitchen.tensor import QuantizedTensor
 from interpreter import INTERPRETED, output_of_interpreted_tests
 from quantflux.quant_core import linear as products
 from quantflux.quant_core.config import QuantConfig
@@ -24,6 +22,7 @@ from quantflux.quant_core.kernels.fp8 import (
 )
 from quantflux.quant_core.layouts import FourBitLayout, dequantize, quantize
 from quantflux.quant_core.lora import LowRank
+from registered import registered_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 GPU = torch.cuda.is_available()
@@ -154,6 +153,14 @@ def test_the_kernel_operators_have_the_schema_and_shapes_that_they_say(generator
     torch.library.opcheck(torch.ops.quantflux.quantize_rows.default, (x,), test_utils=tests)
 
 
+def test_inputs_are_quantized_within_a_graph_to_the_same_values(generator):
+    x = torch.randn(5, 300, generator=generator).bfloat16()
+    expected, expected_scale = quantize_rows_reference(x)
+    out, scale = torch.compile(quantize_rows, backend="aot_eager", fullgraph=True)(x)
+    assert torch.equal(out.float(), expected.float())
+    assert torch.equal(scale, expected_scale)
+
+
 @needs_float8
 def test_the_product_of_the_gpu_is_that_of_the_reference(config, generator):
     weight = packed((512, 1024), config, generator, "cuda")
@@ -198,8 +205,7 @@ def test_a_product_compiles_in_one_graph(generator):
 
 @pytest.mark.parametrize("rank", [None, 32])
 def test_a_trace_for_a_gpu_takes_float8(rank, monkeypatch):
-    # the layout that is registered: a host that has loaded the pack registers it under another module name
-    module = sys.modules[get_layout_class(FourBitLayout.NAME).__module__]
+    module = registered_module("layouts.four_bit")
     monkeypatch.setattr(module, "triton_available", lambda device: True)
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     seen = []

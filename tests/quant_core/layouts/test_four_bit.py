@@ -5,6 +5,7 @@ from bitsandbytes.nn import Linear4bit, Params4bit
 from quantflux.quant_core.config import BLOCKSIZES, QuantConfig
 from quantflux.quant_core.layouts import dequantize, nbytes, plain_tensors, quantize
 from quantflux.quant_core.linear import linear
+from registered import registered_module
 
 CONFIGS = [
     QuantConfig("nf4"),
@@ -38,6 +39,27 @@ def test_packed_bytes_and_state_dict_are_those_of_bitsandbytes(weight, config):
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         assert torch.equal(ours[name].cpu(), tensor.cpu()), name
+
+
+def test_a_cpu_packs_in_pieces_to_the_same_bits_and_can_be_stopped_between_them(generator, config, monkeypatch):
+    monkeypatch.setattr(registered_module("layouts.four_bit"), "CPU_PIECE", 8192)
+    # the last piece is shorter, and its last block too
+    weight = torch.randn(33, 1001, generator=generator).to(torch.bfloat16)
+    pauses = []
+    ours = quantize(weight, config, lambda: pauses.append(1)).state_dict("weight")
+    assert len(pauses) == 5
+    packed, state = bitsandbytes_state(weight, config)
+    theirs = {"weight": packed} | {f"weight.{name}": value for name, value in state.as_dict(packed=True).items()}
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), name
+
+    def stop():
+        if pauses.pop() and len(pauses) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        quantize(weight, config, stop)
+    assert len(pauses) == 3
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

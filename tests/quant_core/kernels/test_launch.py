@@ -1,0 +1,62 @@
+"""Direct launches: one key never stands for two kernels that Triton would tell apart."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from interpreter import INTERPRETED
+from quantflux.quant_core.config import QuantConfig
+from quantflux.quant_core.kernels.launch import aligned, ceil_div, power_of_2
+from quantflux.quant_core.layouts import quantize
+from quantflux.quant_core.linear import linear
+from quantflux.quant_core.lora import LowRank
+from registered import registered_module
+
+on_a_gpu = pytest.mark.skipif(INTERPRETED or not torch.cuda.is_available(), reason="Triton compiles for a CUDA GPU")
+CONFIGS = [
+    QuantConfig("nf4"),
+    QuantConfig("fp4", double_quant=True),
+    QuantConfig("int8", int8_threshold=0.0),
+    QuantConfig("int8", int8_threshold=6.0),
+]
+
+
+@pytest.mark.parametrize("a, b", itertools.product((0, 1, 7, 8, 9, 4352), (1, 8, 32)))
+def test_sizes_are_rounded_up(a, b):
+    assert ceil_div(a, b) == math.ceil(a / b)
+    assert a == 0 or power_of_2(a) == 2 ** math.ceil(math.log2(a))
+
+
+def test_one_pointer_between_two_multiples_is_enough():
+    tensor = torch.zeros(64)
+    assert aligned(tensor, tensor[4:])
+    assert not aligned(tensor, tensor[1:])
+
+
+@on_a_gpu
+@pytest.mark.parametrize("config", CONFIGS, ids=QuantConfig.describe)
+def test_a_key_stands_for_one_kernel(config, monkeypatch):
+    launcher, hashes = registered_module("kernels.launch").Launcher, {}
+    launched = launcher.__call__
+
+    def watched(self, programs, key, *arguments, **options):
+        if key is not None:
+            compiled = self.kernel.warmup(*arguments, grid=(programs,), **options)
+            assert hashes.setdefault((self, key), compiled.hash) == compiled.hash
+        launched(self, programs, key, *arguments, **options)
+
+    monkeypatch.setattr(launcher, "__call__", watched)
+    generator = torch.Generator().manual_seed(0)
+    shapes, tokens = [(512, 1024), (96, 1024), (512, 256)], (64, 300, 4352)
+    for shape, count, dtype in itertools.product(shapes, tokens, (torch.bfloat16, torch.float16, torch.float32)):
+        weight = quantize(torch.randn(shape, generator=generator).cuda(), config)
+        wide = torch.randn(count, shape[1] + 8, generator=generator).cuda().to(dtype)
+        for x in (wide[:, 8:].contiguous(), wide[:, 8:], wide[:, 1 : shape[1] + 1]):
+            bias = torch.zeros(shape[0], device="cuda", dtype=dtype)
+            linear(x, weight)
+            linear(x, weight, bias)
+            linear(x, weight, bias, float8=True)
+            down, up = torch.ones(16, shape[1]), torch.ones(shape[0], 16)
+            linear(x, weight, bias, LowRank(down.to(x), up.to(x)))
+    assert hashes
