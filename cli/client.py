@@ -81,6 +81,11 @@ class ComfyClient:
             requests.post(f"{self.url}/queue", json={"delete": [prompt_id]}, timeout=10)
             requests.post(f"{self.url}/interrupt", json={"prompt_id": prompt_id}, timeout=10)
 
+    def interrupt(self) -> None:
+        """Stop whatever workflow runs, as the canvas's cancel button does; raise ServerGone if no server answers."""
+        with self._reach():
+            requests.post(f"{self.url}/interrupt", json={}, timeout=10).raise_for_status()
+
     def get(self, route: str) -> dict:
         """Return the JSON at a route, such as "/object_info" or "/system_stats"; raise ServerGone if none answers."""
         with self._reach():

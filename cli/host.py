@@ -67,6 +67,11 @@ class HostProcess:
         """What the host has logged so far."""
         return self._log_path.read_text(errors="replace") if self._log_path and self._log_path.exists() else ""
 
+    @property
+    def pid(self) -> int:
+        """Of the host's process, once it is started."""
+        return self._process.pid
+
     def start(self, timeout: float = 300) -> None:
         """Start the host and return once it answers; raise HostError with the end of its log if it does not."""
         address = ["--listen", "127.0.0.1", "--port", str(self.port)]

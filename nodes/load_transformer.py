@@ -6,6 +6,7 @@ from ..quant_core.config import QuantConfig
 from ..quant_core.source import flux_source
 from .host.flux_model import diffusion_model, load_flux_model
 from .host.folders import TRANSFORMERS, chosen, chosen_fingerprint, names
+from .host.progress import progress_bar
 from .report import loaded
 from .types import CATEGORY, QuantConfigSocket
 
@@ -52,6 +53,6 @@ class QuantFluxLoadTransformer(io.ComfyNode):
 
     @classmethod
     def execute(cls, model_name: str, config: QuantConfig | None = None, hub_repo: str = "") -> io.NodeOutput:
-        source = flux_source(chosen(TRANSFORMERS, model_name, hub_repo), config)
+        source = flux_source(chosen(TRANSFORMERS, model_name, hub_repo), config, progress_bar())
         model = load_flux_model(source)
         return io.NodeOutput(model, ui=loaded(source, diffusion_model(model)))

@@ -8,6 +8,7 @@ from ..quant_core.report.plan_chart import parts, plan_chart
 from ..quant_core.report.plan_text import plan_text
 from .host.card import card, dtypes
 from .host.folders import T5S, TRANSFORMERS, chosen, names
+from .host.progress import progress_bar
 from .report import image
 from .types import CATEGORY, QuantConfigSocket
 
@@ -65,7 +66,7 @@ class QuantFluxPlan(io.ComfyNode):
     def execute(
         cls, model_name: str, t5_name: str, width: int, height: int, batch_size: int, config: QuantConfig | None = None
     ) -> io.NodeOutput:
-        found = variants(chosen(TRANSFORMERS, model_name), chosen(T5S, t5_name), config)
+        found = variants(chosen(TRANSFORMERS, model_name), chosen(T5S, t5_name), config, progress_bar())
         planned = plan(found, width, height, batch_size, card(width, height, batch_size), dtypes)
         report = plan_text(planned)
         return io.NodeOutput(

@@ -30,7 +30,8 @@ def load(
     Args:
         device: where weights are quantized.
         destination: where results are kept; by default ``device``.
-        progress: called after each tensor with (tensors done, tensors in all); what it raises ends the loading.
+        progress: called with (tensors done, tensors in all) after each tensor, and now and then within one that takes
+            long; what it raises ends the loading.
 
     Returns:
         tensor of the model -> packed or plain tensor.
@@ -43,11 +44,16 @@ def load(
     tensors: dict[str, torch.Tensor] = {}
     checkpoint = source.checkpoint
     names = _read_on_device(source, device, destination)
-    with checkpoint.reader() as mapped, read_ahead(mapped, checkpoint.tensors, names, device) as reader:
-        for done, (name, assembly) in enumerate(source.tensors.items(), start=1):
+
+    def tell():
+        if progress is not None:
+            progress(len(tensors), len(source.tensors))
+
+    with checkpoint.reader() as mapped, read_ahead(mapped, checkpoint.tensors, names, device, tell) as reader:
+        for name, assembly in source.tensors.items():
             recipe = source.packed.get(name)
             if recipe is not None:
-                packed = quantize(assembly.read(reader, device), recipe)
+                packed = quantize(assembly.read(reader, device), recipe, tell)
                 if device.type == "cuda":
                     # bitsandbytes quantizes on the default stream, which a move on another would not wait for
                     torch.cuda.default_stream(device).synchronize()
@@ -59,8 +65,7 @@ def load(
                 elif source.packed and destination.type == "cpu":
                     tensor = tensor.clone()
             tensors[name] = tensor
-            if progress is not None:
-                progress(done, len(source.tensors))
+            tell()
     return tensors
 
 

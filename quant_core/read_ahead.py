@@ -10,8 +10,8 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,6 +25,7 @@ PIECE = 16 * 2**20  # bytes
 PIECES = 24  # pinned at a time
 THREADS = 8
 SMALLEST = 2**20  # bytes; below, mapping costs nothing
+PATIENCE = 0.5  # seconds without a piece before the caller is asked whether to go on
 
 
 @dataclass(frozen=True)
@@ -47,13 +48,22 @@ class _Buffer:
 class ReadAhead:
     """A :class:`Reader` that has the tensors ``names`` ready when they are asked for in that order.
 
-    Any other tensor, and any order, works too and is read when asked for.
+    Any other tensor, and any order, works too and is read when asked for. ``pause`` is called while waiting for a slow
+    disk; what it raises ends the waiting.
     """
 
-    def __init__(self, reader: Reader, tensors: Mapping[str, TensorInfo], names: Iterable[str], device: torch.device):
+    def __init__(
+        self,
+        reader: Reader,
+        tensors: Mapping[str, TensorInfo],
+        names: Iterable[str],
+        device: torch.device,
+        pause: Callable[[], None] = lambda: None,
+    ):
         self._reader = reader
         self._tensors = tensors
         self._device = device
+        self._pause = pause
         self._order = deque(name for name in names if _nbytes(tensors[name]) >= SMALLEST)
         self._starts = _starts({tensors[name].file for name in self._order})
         self._pieces = self._all_pieces()
@@ -86,7 +96,10 @@ class ReadAhead:
         whole = torch.empty(_nbytes(info), dtype=torch.uint8, device=device)
         filled = 0
         while filled < whole.numel():
-            buffer, size = self._coming.popleft().result()
+            coming = self._coming.popleft()
+            while not wait([coming], PATIENCE).done:
+                self._pause()
+            buffer, size = coming.result()
             whole[filled : filled + size].copy_(buffer.data[:size], non_blocking=True)
             if device.type == "cuda":
                 buffer.copied = torch.cuda.Event()
@@ -129,18 +142,23 @@ class ReadAhead:
 
 @contextmanager
 def read_ahead(
-    reader: Reader, tensors: Mapping[str, TensorInfo], names: Iterable[str], device: torch.device
+    reader: Reader,
+    tensors: Mapping[str, TensorInfo],
+    names: Iterable[str],
+    device: torch.device,
+    pause: Callable[[], None] = lambda: None,
 ) -> Iterator[Reader | ReadAhead]:
     """``reader``, made to read ``names`` ahead where that is faster: on a GPU, on systems that have ``preadv``.
 
     Args:
         tensors: headers of the files.
         names: tensors in the order in which they will be asked for.
+        pause: called now and then while waiting for the disk; what it raises ends the reading.
     """
     if device.type != "cuda" or not hasattr(os, "preadv"):
         yield reader
         return
-    ahead = ReadAhead(reader, tensors, names, device)
+    ahead = ReadAhead(reader, tensors, names, device, pause)
     try:
         yield ahead
     finally:

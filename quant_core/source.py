@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from .assembly import Assembly
@@ -25,6 +25,8 @@ from .stored import read_contents
 from .t5 import T5Config, encoder_tensors, read_t5_config
 
 logger = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,9 @@ class Source:
         return counts if self.costs is None else f"{counts} (by {self.costs})"
 
 
-def flux_source(checkpoint: Checkpoint, config: QuantConfig | None = None) -> Source:
+def flux_source(
+    checkpoint: Checkpoint, config: QuantConfig | None = None, progress: Progress = lambda done, total: None
+) -> Source:
     """Check a FLUX file or folder, under native or diffusers' names, 16-bit, fp8 or packed by bitsandbytes.
 
     Modules on the skip list may be given by native or by diffusers names. A native module that stacks several
@@ -90,6 +94,8 @@ def flux_source(checkpoint: Checkpoint, config: QuantConfig | None = None) -> So
 
     Args:
         config: how to quantize; None takes the model's own quantization, or NF4 if it has none.
+        progress: called with (weights read, weights in all) where a budget has to be kept by looking at the weights;
+            what it raises ends that.
 
     Raises:
         CheckpointError: it is no complete FLUX, or is packed otherwise than ``config`` says.
@@ -100,7 +106,7 @@ def flux_source(checkpoint: Checkpoint, config: QuantConfig | None = None) -> So
     tensors = native_tensors(contents, prefix) if kind is FLUX else fused_tensors(contents)
     model = read_flux_config(checkpoint.path, tensors)
     modules = {module: (module, *diffusers_parts(module)) for module in model.linear_shapes()}
-    return _source(checkpoint, model, tensors, modules, config, "FLUX")
+    return _source(checkpoint, model, tensors, modules, config, "FLUX", progress)
 
 
 def t5_source(checkpoint: Checkpoint, config: QuantConfig | None = None) -> Source:
@@ -145,6 +151,7 @@ def _source(
     modules: Mapping[str, tuple[str, ...]],
     config: QuantConfig | None,
     what: str,
+    progress: Progress = lambda done, total: None,
 ) -> Source:
     shapes = model.tensor_shapes()
     require_shapes(checkpoint.path, tensors, shapes, what)
@@ -156,7 +163,7 @@ def _source(
     to_pack = [m for m, known in modules.items() if quantizing and not is_skipped(known, config.skip_modules)]
     if not quantizing or config.budget_gib is None:
         return Source(checkpoint, model, tensors, {f"{module}.weight": config for module in to_pack}, config)
-    choice = choose(checkpoint, model, tensors, to_pack, config)
+    choice = choose(checkpoint, model, tensors, to_pack, config, progress)
     packed = {f"{module}.weight": recipe for module, recipe in choice.recipes.items()}
     none = QuantConfig("none", config.compute_dtype)
     main = most_common((recipe, math.prod(tensors[name].shape)) for name, recipe in packed.items()) if packed else none

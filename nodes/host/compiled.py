@@ -14,6 +14,7 @@ from comfy_api.torch_helpers import set_torch_compile_wrapper
 from torch._dynamo.exc import TorchDynamoException
 
 from ...quant_core.errors import ConfigError
+from .compile_progress import CompileProgress
 from .compile_report import CompileReport, report_of
 from .compile_settings import CompileSettings, cause_of, while_compiling
 from .operations import PackedLinear
@@ -46,9 +47,10 @@ def compiled_model(
     keys = _blocks(compiled) if settings.regional else ["diffusion_model"]
     set_torch_compile_wrapper(compiled, keys=keys, **settings.arguments)
     report = report_of(compiled.model, settings, [compiled.get_model_object(key) for key in keys])
+    progress = CompileProgress(len(keys))
     for module in _compiled_modules(compiled, keys):
-        module.forward = _prepared(module, settings.regional)
-    _watch(compiled, settings, report, node_id)
+        module.forward = _prepared(module, settings.regional, progress)
+    _watch(compiled, settings, report, progress, node_id)
     return compiled, report
 
 
@@ -77,13 +79,14 @@ def _compiled_modules(patcher: comfy.model_patcher.ModelPatcher, keys: list[str]
     return WrapperExecutor.new_class_executor(seen, model, wrappers).execute()
 
 
-def _prepared(module: torch.nn.Module, regional: bool) -> Callable:
+def _prepared(module: torch.nn.Module, regional: bool, progress: CompileProgress) -> Callable:
     """The ``forward`` of a compiled module, after what has to happen outside of its graph."""
     forward, original = module.forward, module._orig_mod
     names = list(inspect.signature(original.forward).parameters)
     layers = [layer for layer in original.modules() if isinstance(layer, PackedLinear)] if regional else []
 
     def prepared(*args, **kwargs):
+        progress.begin_module()
         inputs = {
             name: value
             for name, value in (dict(zip(names, args, strict=False)) | kwargs).items()
@@ -108,22 +111,29 @@ def _prepared(module: torch.nn.Module, regional: bool) -> Callable:
 
 
 def _watch(
-    patcher: comfy.model_patcher.ModelPatcher, settings: CompileSettings, report: CompileReport, node_id: str | None
+    patcher: comfy.model_patcher.ModelPatcher,
+    settings: CompileSettings,
+    report: CompileReport,
+    progress: CompileProgress,
+    node_id: str | None,
 ):
     """Have ``report`` kept while sampling, and told after it."""
 
     def apply_model(executor, x, t, c_concat=None, c_crossattn=None, *args, **kwargs):
         if settings.has_cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
+        progress.begin_step()
         with while_compiling(), report.watching(_sizes(x, c_crossattn)):
             try:
-                return executor(x, t, c_concat, c_crossattn, *args, **kwargs)
+                predicted = executor(x, t, c_concat, c_crossattn, *args, **kwargs)
             except TorchDynamoException as error:
                 raise ConfigError(
                     f"backend {settings.backend} could not compile the model: {cause_of(error)} "
                     + ("Set fullgraph to false" if settings.fullgraph else "Choose another backend")
                     + ", or bypass Compile."
                 ) from error
+        progress.end_step()
+        return predicted
 
     def cleanup(patcher):
         report.tell(node_id)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_management as memory
+
 from ...quant_core.quality import LayerError, Quality, step_errors, weight_errors
 from .layer_pairs import OutputErrors, OwnWeights, common, room_to_compare
 from .progress import progress_bar
@@ -37,7 +39,9 @@ def compared(reference: Any, model: Any, sampling: Sampling, scheduler: str, lay
     steps, velocity = step_errors(ours, along, own)
 
     device = room_to_compare(model, weights[0])
-    of_weights, together = weight_errors(names, *weights, device, advance)
+    of_weights, together = weight_errors(
+        names, *weights, device, advance, memory.throw_exception_if_processing_interrupted
+    )
     of_outputs = outputs.errors()
     if layer_outputs and outputs.possible and names and not of_outputs:
         notes.append("Layer outputs not compared: no layer was seen running. Connect the models without Compile.")

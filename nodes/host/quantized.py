@@ -187,10 +187,13 @@ class _Quantizing(ModelCopy):
     def _weight(self, path: str) -> torch.Tensor:
         return self.weights[f"{path}.weight"]
 
-    def _packed(self, module: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
-        self._done += 1
+    def _tell(self) -> None:
         self._progress(self._done, len(self.packed))
-        packed = quantize(values(module, weight, self.load_device), self._config)
+
+    def _packed(self, module: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
+        packed = quantize(values(module, weight, self.load_device), self._config, self._tell)
+        self._done += 1
+        self._tell()
         if self.load_device.type == "cuda":
             # bitsandbytes quantizes on the default stream, which a move on another would not wait for
             torch.cuda.default_stream(self.load_device).synchronize()

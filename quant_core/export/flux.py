@@ -16,7 +16,7 @@ from ..flux.config import FluxConfig
 from ..flux.names import NORMS, SWAPPED_HALVES, diffusers_parts
 from ..layouts import is_packed, rows, swap_halves
 from .contents import FolderContents, also_skipped
-from .tensors import group, unpacked
+from .tensors import TensorSpec, group, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +62,8 @@ def flux_contents(tensors: Mapping[str, torch.Tensor], model: FluxConfig) -> Fol
                 tensor = tensors[f"{module}.{leaf}"]
                 unpack = is_packed(tensor) and not packed[part]
                 cut = partial(_cut, tensor, start, stop, unpack, module in SWAPPED_HALVES)
-                groups.append(group(f"{part}.{leaf}", cut))
+                shape = (stop - start, *tensor.shape[1:])
+                groups.append(group(f"{part}.{leaf}", cut, TensorSpec(tensor.dtype, shape) if unpack else None))
     for native, diffusers in NORMS.items():
         for i in range(model.depth if native.startswith("double") else model.depth_single_blocks):
             groups.append(group(diffusers.format(i), partial(tensors.__getitem__, native.format(i))))

@@ -12,7 +12,7 @@ import torch
 from ..layouts import is_packed
 from ..t5 import BUCKETS, T5Config
 from .contents import FolderContents
-from .tensors import group, unpacked
+from .tensors import TensorSpec, group, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +33,9 @@ def t5_contents(tensors: Mapping[str, torch.Tensor], model: T5Config) -> FolderC
             len(unpack),
         )
     groups = [
-        group(name, partial(unpacked, tensor) if name in unpack else lambda tensor=tensor: tensor)
+        group(name, partial(unpacked, tensor), TensorSpec(tensor.dtype, tuple(tensor.shape)))
+        if name in unpack
+        else group(name, lambda tensor=tensor: tensor)
         for name, tensor in tensors.items()
     ]
     plain = [m for m in modules if not _is_wo(m) and not is_packed(tensors[f"{m}.weight"])]

@@ -40,12 +40,19 @@ class Group:
         return sum(spec.nbytes for spec in self.specs.values())
 
 
-def group(name: str, read: Callable[[], torch.Tensor]) -> Group:
-    """The group of the tensor ``name``, packed or plain, that ``read`` gives."""
+def group(name: str, read: Callable[[], torch.Tensor], plain: TensorSpec | None = None) -> Group:
+    """The group of the tensor ``name``, packed or plain, that ``read`` gives.
+
+    Args:
+        plain: what that will be, if it is known to be plain; else ``read`` is called once to see, which takes long
+            where it unpacks.
+    """
 
     def read_all() -> Tensors:
         return file_tensors(name, read())
 
+    if plain is not None:
+        return Group({name: plain}, read_all)
     specs = {key: TensorSpec(tensor.dtype, tuple(tensor.shape)) for key, tensor in read_all().items()}
     return Group(specs, read_all)
 

@@ -1,12 +1,14 @@
 """Writing one safetensors file, a few tensors at a time.
 
 ``safetensors.torch.save_file`` wants the whole model in the CPU's memory and cannot be stopped. Here one weight is
-there at a time, and the progress callback is asked often.
+there at a time, and the progress callback is asked often. What is written is forced to the disk bit by bit, so that no
+step takes as long as the whole file.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import BinaryIO
 
@@ -16,6 +18,7 @@ from ..header import DTYPES
 from .tensors import Group
 
 CHUNK = 32 * 2**20  # bytes between two calls of the callback
+UNSYNCED = 64 * 2**20  # bytes that wait to be forced to the disk
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -47,11 +50,21 @@ def write_safetensors(
     header = json.dumps(entries, separators=(",", ":")).encode()
     header += b" " * (-len(header) % 8)
     file.write(len(header).to_bytes(8, "little") + header)
-    start = 8 + len(header)
+    start, unsynced = 8 + len(header), 0
+
+    def wrote(nbytes: int):
+        nonlocal unsynced
+        unsynced += nbytes
+        if unsynced >= UNSYNCED:
+            file.flush()
+            os.fsync(file.fileno())
+            unsynced = 0
+        written(nbytes)
+
     for group in groups:
         for name, tensor in group.read().items():
             file.seek(start + offsets[name])
-            _write(file, tensor, written)
+            _write(file, tensor, wrote)
     return start + end
 
 

@@ -8,9 +8,9 @@ import os
 from huggingface_hub.errors import OfflineModeIsEnabled
 
 from ..identify import Kind
-from .choice import NothingFound, choose
-from .listing import REQUEST_ERRORS, CachedListing, RemoteListing, outline
-from .progress import Progress
+from .choice import Choice, NothingFound, choose
+from .listing import REQUEST_ERRORS, CachedListing, Listing, RemoteListing, outline
+from .progress import Progress, run_asking
 from .repo import HubError, Repo, parse_repo
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ def hub_path(
             tag or a commit. A path is a .safetensors file, which is taken, or a folder, which is looked through instead
             of the root.
         wanted: FLUX or T5; of other kinds only single files are found.
-        progress: called on the calling thread while downloading, with (bytes done, bytes in all) over all files. What
-            it raises ends the download within two seconds. Versions of huggingface_hub whose ``hf_hub_download`` takes
-            no ``tqdm_class`` call it only between files.
+        progress: called on the calling thread: with (0, 1) while the repository is looked at, then with (bytes done,
+            bytes in all) over all files. What it raises ends that within two seconds. Versions of huggingface_hub whose
+            ``hf_hub_download`` takes no ``tqdm_class`` call it only between files.
         endpoint: another Hub than huggingface_hub's.
         cache_dir: another cache folder than huggingface_hub's.
 
@@ -51,19 +51,28 @@ def hub_path(
         HubError: the repository cannot be had, or has no such model, or several that are equally good.
     """
     repo = parse_repo(hub_repo, endpoint, cache_dir)
-    try:
-        listing = RemoteListing(repo)
-        choice = choose(listing, repo, wanted)
-    except NothingFound as nothing:
-        raise HubError(hub_repo, f"{nothing}.", nothing.remedy) from None
-    except REQUEST_ERRORS as error:
-        return _cached_path(repo, wanted, error)
-    logger.info("%s: taking %s.", hub_repo, choice)
+
+    def look():
+        return _found(repo, wanted)
+
+    listing, choice = look() if progress is None else run_asking(look, progress)
     path = listing.fetch(choice.files, progress)
     return os.path.dirname(path) if choice.is_folder else path
 
 
-def _cached_path(repo: Repo, wanted: Kind, error: Exception) -> str:
+def _found(repo: Repo, wanted: Kind) -> tuple[Listing, Choice]:
+    try:
+        listing = RemoteListing(repo)
+        choice = choose(listing, repo, wanted)
+    except NothingFound as nothing:
+        raise HubError(repo.text, f"{nothing}.", nothing.remedy) from None
+    except REQUEST_ERRORS as error:
+        return _found_in_cache(repo, wanted, error)
+    logger.info("%s: taking %s.", repo.text, choice)
+    return listing, choice
+
+
+def _found_in_cache(repo: Repo, wanted: Kind, error: Exception) -> tuple[Listing, Choice]:
     offline = isinstance(error, OfflineModeIsEnabled)
     reason = "offline mode is on" if offline else f"the Hub cannot be reached ({outline(error)})"
     listing = CachedListing(repo)
@@ -77,5 +86,4 @@ def _cached_path(repo: Repo, wanted: Kind, error: Exception) -> str:
         ) from error
     if not offline:
         logger.warning("%s: %s; taking %s from the cache.", repo.text, reason, choice)
-    path = listing.fetch(choice.files, None)
-    return os.path.dirname(path) if choice.is_folder else path
+    return listing, choice

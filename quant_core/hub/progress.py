@@ -1,13 +1,15 @@
-"""The progress of a download of several files, which huggingface_hub counts and the caller is told."""
+"""Requests to the Hub that can be stopped, and the progress of a download, which huggingface_hub counts."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from huggingface_hub.utils import tqdm
 
 Progress = Callable[[int, int], None]
+T = TypeVar("T")
 
 _INTERVAL = 0.2  # seconds between two calls of progress, also where nothing arrives
 _PATIENCE = 1.0  # seconds for a download to end by itself
@@ -84,34 +86,52 @@ class _Stopped(BaseException):
 def run_watched(download: Callable[[], None], tally: Tally, progress: Progress):
     """Run ``download`` on a thread of its own while this thread tells ``progress`` about it.
 
-    Only so can a download be stopped that waits for the network. What ``progress`` raises is raised within two seconds;
-    a download that is still waiting then ends by itself, at the next bytes or when the request times out.
+    What ``progress`` raises is raised within two seconds; a download that is still waiting then ends by itself, at the
+    next bytes or when the request times out.
     """
+
+    def stop(ended: threading.Event):
+        tally.stop()
+        if not ended.wait(_PATIENCE):
+            _abort_xet()
+            ended.wait(_PATIENCE / 2)
+
+    _run_aside(download, lambda: progress(tally.done, tally.total), stop)
+
+
+def run_asking(ask: Callable[[], T], progress: Progress) -> T:
+    """What ``ask`` returns, which takes a few requests to the Hub. It is run on a thread of its own while this thread
+    tells ``progress`` that nothing is done yet; what that raises is raised at once, and the requests time out."""
+    answers: list[T] = []
+    _run_aside(lambda: answers.append(ask()), lambda: progress(0, 1), lambda ended: None)
+    return answers[0]
+
+
+def _run_aside(work: Callable[[], object], tell: Callable[[], None], stop: Callable[[threading.Event], None]):
+    """Run ``work`` on another thread and call ``tell`` until it has ended: only so can what waits for the network be
+    given up. If ``tell`` raises, ``stop`` is called with the event of the end."""
     ended = threading.Event()
     failures: list[BaseException] = []
 
     def run():
         try:
-            download()
+            work()
         except BaseException as error:
             failures.append(error)
         finally:
             ended.set()
 
-    progress(tally.done, tally.total)
+    tell()
     threading.Thread(target=run, daemon=True, name="quantflux download").start()
     try:
         while not ended.wait(_INTERVAL):
-            progress(tally.done, tally.total)
+            tell()
     except BaseException:
-        tally.stop()
-        if not ended.wait(_PATIENCE):
-            _abort_xet()
-            ended.wait(_PATIENCE / 2)
+        stop(ended)
         raise
     if failures:
         raise failures[0]
-    progress(tally.done, tally.total)
+    tell()
 
 
 def _abort_xet():

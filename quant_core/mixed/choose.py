@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..assembly import Assembly
@@ -40,6 +40,7 @@ def choose(
     tensors: Mapping[str, Assembly],
     modules: Iterable[str],
     config: QuantConfig,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Choice:
     """Choose a recipe for each of the ``modules``, such that the whole model keeps the budget of ``config``.
 
@@ -51,6 +52,8 @@ def choose(
     Args:
         tensors: all of the model.
         modules: linear modules whose precision is open.
+        progress: called with (weights read, weights in all) where the costs are those of the weights; what it raises
+            ends the choosing.
 
     Raises:
         ConfigError: the budget is too small.
@@ -68,7 +71,7 @@ def choose(
     elif has_its_blocks(model):
         table, basis = flux_dev_costs(packing), "costs measured on FLUX.1-dev"
     else:
-        table, basis = rounding_costs(checkpoint, tensors, modules, packing), "rounding errors of the weights"
+        table, basis = rounding_costs(checkpoint, tensors, modules, packing, progress), "rounding errors of the weights"
 
     members = {layer: [m for m in modules if _is_within(m, layer)] for layer in table}
     costs = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..checkpoint import Checkpoint
@@ -32,10 +33,18 @@ class Variant:
         return self.transformer.uses_int8 or self.t5.uses_int8
 
 
-def variants(transformer: Checkpoint, t5: Checkpoint, config: QuantConfig | None = None) -> list[Variant]:
+def variants(
+    transformer: Checkpoint,
+    t5: Checkpoint,
+    config: QuantConfig | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Variant]:
     """Every precision, from the closest to 16 bit to the least close; of a packed model only its own.
 
     All else, such as blocksize and skip list, is as ``config`` has it. A config with a budget has a row of its own.
+
+    Args:
+        progress: as in :func:`flux_source`.
 
     Raises:
         CheckpointError: a file is not what it should be, or is packed otherwise than ``config`` says.
@@ -45,7 +54,7 @@ def variants(transformer: Checkpoint, t5: Checkpoint, config: QuantConfig | None
     asked = flux_source(transformer, uniform)
     asked_t5 = t5_source(t5, uniform)  # a budget is the transformer's
     if asked.is_packed:
-        own = flux_source(transformer, config) if budget else asked
+        own = flux_source(transformer, config, progress) if budget else asked
         return [Variant(own.config.describe(), own, asked_t5, True)]
     packable = _packable(asked, transformer, flux_source)
     packable_t5 = asked_t5 if asked_t5.is_packed else _packable(asked_t5, t5, t5_source)
@@ -56,7 +65,7 @@ def variants(transformer: Checkpoint, t5: Checkpoint, config: QuantConfig | None
         is_asked = is_asked and (not own.is_four_bit or asked.config.double_quant == double_quant)
         if is_asked and budget:
             # each layer at least as close as this precision
-            found.append(Variant(config.describe(), flux_source(transformer, config), asked_t5, True))
+            found.append(Variant(config.describe(), flux_source(transformer, config, progress), asked_t5, True))
         if is_asked or (precision, double_quant) in ALWAYS:
             own_t5 = packable_t5 if packable_t5.is_packed else _under(packable_t5, own)
             found.append(Variant(own.describe(), _under(packable, own), own_t5, is_asked and not budget))

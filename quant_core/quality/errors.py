@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
@@ -16,8 +17,11 @@ class Comparison:
     def __init__(self):
         self._reference = self._other = self._product = self._difference = 0.0
 
-    def add(self, reference: torch.Tensor, other: torch.Tensor) -> Comparison:
+    def add(self, reference: torch.Tensor, other: torch.Tensor, pause: Callable[[], None] = lambda: None) -> Comparison:
         """Take in a pair of tensors of one shape, on the device of ``reference``.
+
+        Args:
+            pause: called now and then; what it raises ends the comparison.
 
         Raises:
             ValueError: the shapes differ.
@@ -26,6 +30,7 @@ class Comparison:
             raise ValueError(f"Tensors of {tuple(reference.shape)} and {tuple(other.shape)} cannot be compared.")
         device = torch.device("cpu") if reference.device.type in WITHOUT_FLOAT64 else reference.device
         for a, b in zip(reference.reshape(-1).split(CHUNK), other.reshape(-1).split(CHUNK), strict=True):
+            pause()
             a, b = a.to(device).double(), b.to(device).double()
             difference = b - a
             self._reference += float(a.dot(a))
@@ -33,6 +38,13 @@ class Comparison:
             self._product += float(a.dot(b))
             self._difference += float(difference.dot(difference))
         return self
+
+    def include(self, pairs: Comparison) -> None:
+        """Take in all that ``pairs`` has taken in."""
+        self._reference += pairs._reference
+        self._other += pairs._other
+        self._product += pairs._product
+        self._difference += pairs._difference
 
     @property
     def relative_error(self) -> float:

@@ -31,6 +31,7 @@ def weight_errors(
     model: Mapping[str, torch.Tensor],
     device: torch.device | None = None,
     progress: Callable[[], None] = lambda: None,
+    pause: Callable[[], None] = lambda: None,
 ) -> tuple[dict[str, float], float]:
     """Relative errors of the weights of these names, and that of all of them together.
 
@@ -40,6 +41,7 @@ def weight_errors(
         reference, model: name -> weight, packed or plain; each is asked for once, when its turn comes.
         device: where to compare; by default where each weight of ``reference`` is.
         progress: called after each weight.
+        pause: called now and then within one; what it raises ends the comparison.
 
     Raises:
         ValueError: two weights of one name differ in shape.
@@ -48,8 +50,9 @@ def weight_errors(
     for name in names:
         plain = _plain(reference[name], device)
         other = _plain(model[name], plain.device)
-        errors[name] = Comparison().add(plain, other).relative_error
-        together.add(plain, other)
+        one = Comparison().add(plain, other, pause)
+        errors[name] = one.relative_error
+        together.include(one)
         progress()
     return errors, together.relative_error
 

@@ -538,13 +538,13 @@ def test_one_layer_at_a_time(monkeypatch):
     stock = loaded_by_host(other_dits.sd3_tensors(torch.float16), dtype=torch.float8_e4m3fn)
     alive, most = set(), []
 
-    def counted(weight, config):
+    def counted(weight, config, pause):
         assert weight.dtype == torch.bfloat16
         number = len(most)
         alive.add(number)
         weakref.finalize(weight, alive.discard, number)
         most.append(len(alive))
-        return quantize(weight, config)
+        return quantize(weight, config, pause)
 
     monkeypatch.setattr(quantized, "quantize", counted)
     packed = run(stock)

@@ -23,6 +23,7 @@ from quantflux.quant_core.quality import (
     velocity,
     weight_errors,
 )
+from quantflux.quant_core.quality import errors as quality_errors
 from quantflux.quant_core.quality.errors import CHUNK
 from quantflux.quant_core.report import quality_chart, quality_csv, quality_text
 from quantflux.quant_core.report.drawing import WIDTH
@@ -124,6 +125,20 @@ def test_weights_are_dequantized_and_compared_by_name(generator, device, config)
     assert weight_errors(packed, packed, packed, device) == ({"a": 0.0, "b": 0.0, "d": 0.0}, 0.0)
     with pytest.raises(ValueError, match="cannot be compared"):
         weight_errors("a", plain, {"a": torch.zeros(2, 2)})
+
+
+def test_comparing_a_large_weight_can_be_stopped_within_it(generator, monkeypatch):
+    monkeypatch.setattr(quality_errors, "CHUNK", 1000)
+    weight, pauses = torch.randn(10, 500, generator=generator), []
+
+    def pause():
+        pauses.append(1)
+        if len(pauses) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        weight_errors("a", {"a": weight}, {"a": weight + 1}, pause=pause)
+    assert len(pauses) == 3
 
 
 def test_the_worst_layers_come_first_and_those_that_are_no_number_before_all():

@@ -1,3 +1,6 @@
+import os
+import threading
+
 import pytest
 import torch
 from quantflux.quant_core import read_ahead
@@ -69,6 +72,31 @@ def test_only_what_is_read_on_the_device_is_announced(flux_file):
     assert _read_on_device(source, gpu, gpu) == _read_on_device(unquantized, gpu, gpu) == list(source.tensors)
     assert set(_read_on_device(source, gpu, cpu)) == source.packed.keys()
     assert _read_on_device(unquantized, gpu, cpu) == []
+
+
+@pytest.mark.skipif(not hasattr(os, "preadv"), reason="needs preadv")
+def test_waiting_for_a_disk_that_does_not_answer_can_be_stopped(path, monkeypatch):
+    answers = threading.Event()
+    preadv = os.preadv
+    monkeypatch.setattr(read_ahead, "PATIENCE", 0.01)
+    monkeypatch.setattr(os, "preadv", lambda *args: answers.wait() and preadv(*args))
+    asked = []
+
+    def pause():
+        asked.append(1)
+        if len(asked) == 3:
+            answers.set()  # so that its threads can end
+            raise InterruptedError
+
+    checkpoint = open_checkpoint(path)
+    cpu = torch.device("cpu")
+    with checkpoint.reader() as reader:
+        ahead = ReadAhead(reader, checkpoint.tensors, ["matrix"], cpu, pause)
+        try:
+            with pytest.raises(InterruptedError):
+                ahead.get("matrix", cpu)
+        finally:
+            ahead.close()
 
 
 def test_a_file_cut_short_after_it_was_opened_is_an_error_that_names_it(path):

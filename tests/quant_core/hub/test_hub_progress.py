@@ -50,6 +50,9 @@ def model(request, hub):
     return "owner/name", sum(map(len, files.values()))
 
 
+LOOKING = (0, 1)  # what is told while the repository is looked at
+
+
 class Cancelling:
     """Raises ``error`` as soon as ``after`` bytes are done, or told to by ``now``."""
 
@@ -78,6 +81,8 @@ def test_it_moves_steadily_from_nothing_to_all_bytes_of_all_files(hub, fetch, mo
         threads.add(threading.get_ident())
 
     fetch(repo, progress)
+    assert calls[0] == LOOKING
+    calls = [call for call in calls if call != LOOKING]
     steps = [done for done, _ in calls]
     assert calls[0] == (0, size) and calls[-1] == (size, size)
     assert len(set(steps)) > 3 and steps == sorted(steps) and {total for _, total in calls} == {size}
@@ -145,6 +150,18 @@ def test_a_download_that_waits_for_the_network_can_be_stopped(hub, fetch, model)
     assert os.path.exists(fetch(repo, lambda done, total: None))
 
 
+def test_looking_at_a_repository_that_does_not_answer_can_be_stopped(hub, fetch, model):
+    hub.on_request = lambda path: hub.resumed.wait()
+    repo, _ = model
+    cancel = Cancelling(RuntimeError("cancelled"))
+    threading.Timer(0.3, cancel.now.set).start()
+    with pytest.raises(RuntimeError, match="cancelled"):
+        fetch(repo, cancel)
+    assert time.monotonic() - cancel.raised_at < 2
+    hub.resumed.set()
+    assert os.path.exists(fetch(repo, lambda done, total: None))
+
+
 def test_a_failure_is_told_as_without_progress(hub, fetch):
     hub.add("owner/name", TRANSFORMER)
     last = "transformer/diffusion_pytorch_model-00003-of-00003.safetensors"
@@ -167,6 +184,8 @@ def test_a_library_that_takes_no_bar_is_told_of_between_files(hub, fetch, monkey
     assert not any(name.endswith("3-of-00003.safetensors") for name in hub.downloads())
     calls = []
     fetch("owner/name", lambda done, total: calls.append((done, total)))
+    assert calls[0] == LOOKING
+    calls = [call for call in calls if call != LOOKING]
     # config.json, the index and three shards
     assert len(calls) == 6 and calls == sorted(calls)
     assert calls[0] == (0, FOLDER_SIZE) and calls[-1] == (FOLDER_SIZE, FOLDER_SIZE)

@@ -81,6 +81,21 @@ def test_without_calibration_the_weights_decide_and_no_layer_gets_int8(model_fil
     assert set(int8.precisions) == {"int8 threshold 6", "16-bit"} and int8.config.precision == "int8"
 
 
+def test_looking_at_the_weights_is_told_and_can_be_stopped(model_file):
+    config = QuantConfig("nf4", budget_gib=nbytes_of(model_file) / GIB)
+    calls = []
+    flux_source(open_checkpoint(model_file), config, lambda *call: calls.append(call))
+    total = len(linears(model_file))
+    assert calls == [(done, total) for done in range(total)]
+
+    def stop(done, total):
+        if done == 2:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        flux_source(open_checkpoint(model_file), config, stop)
+
+
 def test_the_description_tells_how_many_layers_have_which_precision(model_file):
     write_model_costs(model_file, dict.fromkeys(linears(model_file), 1.0))
     source = source_of(model_file, nbytes_of(model_file) * 1.3 / GIB, int8_threshold=2.5)
