@@ -10,7 +10,7 @@ ARGS ?=
 
 BIN := .venv/bin
 
-.PHONY: help setup test lint demo serve clean
+.PHONY: help setup test lint demo serve dist clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -38,6 +38,9 @@ demo: setup  ## draw the same prompts at 16-bit, NF4, FP4 and int8, side by side
 serve: setup  ## ComfyUI with its canvas and this pack on 127.0.0.1:PORT (8188)
 	@$(BIN)/python tools/serve.py --port $(PORT)
 
+dist: setup  ## the archive that the Comfy Registry publishes → dist/
+	@$(BIN)/python tools/dist.py
+
 clean:  ## remove all that the other targets made
-	rm -rf .venv .host output build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .host output build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

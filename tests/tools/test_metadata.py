@@ -1,11 +1,17 @@
 """What the registry, pip and the host read about the pack agrees with itself."""
 
+import os
+import re
+import subprocess
+import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
 from comfy_host import REPOSITORY
 from packaging.requirements import Requirement
 from packaging.version import Version
+from PIL import Image
 
 try:
     import tomllib
@@ -38,6 +44,37 @@ def test_the_version_is_static_and_the_name_is_registrable():
     assert "dynamic" not in PROJECT
     assert str(Version(PROJECT["version"])) == PROJECT["version"]
     assert "comfyui" not in PROJECT["name"].lower()
+
+
+def test_the_changelog_is_of_this_version():
+    headings = re.findall(r"^## (.+)$", (REPOSITORY / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    # work that is not released yet may stand above
+    newest = next(heading for heading in headings if heading != "[Unreleased]")
+    version, day = re.fullmatch(r"\[(.+)\] - (\d{4}-\d{2}-\d{2})", newest).groups()
+    assert version == PROJECT["version"]
+    date.fromisoformat(day)
+
+
+def test_the_registry_finds_nothing_to_complain_about():
+    command = [sys.executable, "-m", "comfy_cli", "--skip-prompt", "node", "validate"]
+    environment = {**os.environ, "DO_NOT_TRACK": "1"}
+    ran = subprocess.run(command, cwd=REPOSITORY, env=environment, text=True, capture_output=True)
+    said = ran.stdout + ran.stderr
+    assert ran.returncode == 0 and "All validation checks passed" in said, said
+    assert "warning" not in said.lower(), said
+
+
+@pytest.mark.parametrize("field", ["Icon", "Banner"])
+def test_a_picture_of_the_registry_is_an_address_or_left_open(field):
+    address = PYPROJECT["tool"]["comfy"][field]
+    assert address == "" or re.fullmatch(rf"https://\S+/docs/{field.lower()}\.png", address)
+
+
+def test_the_registrys_pictures_have_its_sizes():
+    with Image.open(REPOSITORY / "docs" / "icon.png") as icon, Image.open(REPOSITORY / "docs" / "banner.png") as banner:
+        assert icon.width == icon.height <= 400
+        assert banner.width * 9 == banner.height * 21
+    assert all((REPOSITORY / "docs" / f"{name}.png").stat().st_size < 50_000 for name in ("icon", "banner"))
 
 
 def test_the_licence_is_apache_2():
