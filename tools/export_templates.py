@@ -1,122 +1,93 @@
-"""Makes workflows/*.json, the canvas templates, from workflows/api/*.json, the same graphs for programs.
+"""Makes the templates in workflows/, for the canvas, for programs (workflows/api/), and their thumbnails.
 
-The host's own frontend lays out and writes them, so they are what a user would have saved. Needs a Chromium.
+    python tools/export_templates.py                        all of them
+    python tools/export_templates.py flux_dev_8bit …        these only
+    python tools/export_templates.py --screenshots FOLDER   also pictures of the canvas, to look at
+    python tools/export_templates.py --no-thumbnails        leaves the thumbnails as they are
+
+The graphs are in template_graphs.py, where their nodes are in template_layouts.py, what is said about them in
+template_notes.py. The host's own frontend lays out, writes and exports them, so they are what a user would have saved.
+Thumbnails are made by running them on small models. Needs a ComfyUI, as `make setup` makes it, and a Chromium.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from canvas import canvas
 from comfy_host import REPOSITORY, ComfyHost, HostError
-from tiny_workflow import MODELS, load_workflow
+from playwright.sync_api import Page
+from template_graphs import graphs
+from template_layouts import LAYOUTS
+from template_notes import DOWNLOADS, NOTES
+from template_thumbnails import write_thumbnails
+from tiny_workflow import MODELS, WORKFLOWS
 
 TEMPLATES = REPOSITORY / "workflows"
-HUB = "https://huggingface.co"
-
-NOTES = {
-    "tiny_flux_text_to_image": """### QuantFlux: the small FLUX
-
-Draws one coloured shape, in seconds on a CPU. Its files are in `tests/assets/tiny_flux` of the QuantFlux repository
-and belong into the model folders `diffusion_models`, `text_encoders` and `vae`.
-
-Choose another **precision** in Quantization Config and run again: the loader shows the memory that it takes.
-
-Words it knows: circle, square, triangle, star, cross, ring, diamond, heart; small, medium, large; nine positions,
-such as *in the top left*; and colours, also for the background. It is small, and draws best at a cfg of 2.""",
-    "flux_dev_text_to_image": """### QuantFlux: FLUX.1-dev in 4 bit
-
-1. The three downloads that the canvas offers are the 16-bit originals; FLUX.1-dev asks for a login and its licence.
-2. **Quantization Config** says how they are packed while they are read: nf4 takes 6.2 GiB for the transformer
-   instead of 22.2.
-3. Run. Nothing is written: the next start reads the 16-bit file again.
-
-`double_quant` saves another half GiB. `int8` is nearer to 16 bit and takes 11.1 GiB.""",
-}
-
-# file -> (where to get it, model folder), for the canvas to offer
-DOWNLOADS = {
-    "flux1-dev.safetensors": (f"{HUB}/black-forest-labs/FLUX.1-dev/resolve/main", "diffusion_models"),
-    "ae.safetensors": (f"{HUB}/black-forest-labs/FLUX.1-dev/resolve/main", "vae"),
-    "t5xxl_fp16.safetensors": (f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main", "text_encoders"),
-    "clip_l.safetensors": (f"{HUB}/comfyanonymous/flux_text_encoders/resolve/main", "text_encoders"),
-}
-
-# node ids from left to right, and in each column from top to bottom
-COLUMNS = {
-    "tiny_flux_text_to_image": [
-        ["config", "vae"],
-        ["transformer", "text_encoders", "latent"],
-        ["prompt", "guidance", "negative"],
-        ["sampler", "decode"],
-        ["save"],
-    ],
-    "flux_dev_text_to_image": [
-        ["config", "vae"],
-        ["transformer", "text_encoders", "latent"],
-        ["prompt", "guidance", "shift"],
-        ["noise", "sampler_select", "scheduler", "guider"],
-        ["sampler", "decode"],
-        ["save"],
-    ],
-}
-
-# Builds the graph on the canvas and gives it back as the frontend would save it.
-BUILD = """
-async ({graph, columns, note, downloads}) => {
-    app.graph.clear()
-    const nodes = {}
-    const place = (id, x, y) => {
-        const node = nodes[id] = LiteGraph.createNode(graph[id].class_type)
-        node.title = graph[id]._meta.title
-        app.graph.add(node)
-        for (const widget of node.widgets ?? []) {
-            if (widget.name === 'control_after_generate') widget.value = 'fixed'
-            if (widget.name in graph[id].inputs) widget.value = graph[id].inputs[widget.name]
-        }
-        const models = Object.values(graph[id].inputs).filter(value => value in downloads)
-            .map(name => ({name, url: `${downloads[name][0]}/${name}`, directory: downloads[name][1]}))
-        if (models.length) node.properties.models = models
-        const [width, height] = node.computeSize()
-        node.setSize([Math.max(width, 340), graph[id].class_type === 'SaveImage' ? 400 : height])
-        node.pos = [x, y]
-        return y + node.size[1] + 60
-    }
-    columns.forEach((ids, column) => ids.reduce((y, id) => place(id, column * 400, y), 0))
-    for (const [id, {inputs}] of Object.entries(graph)) {
-        for (const [name, value] of Object.entries(inputs)) {
-            if (!Array.isArray(value)) continue
-            nodes[value[0]].connect(value[1], nodes[id], nodes[id].findInputSlot(name))
-        }
-    }
-    const guide = LiteGraph.createNode('MarkdownNote')
-    app.graph.add(guide)
-    guide.pos = [-480, 0]
-    guide.setSize([420, 360])
-    guide.widgets[0].value = note
-    return JSON.stringify((await app.graphToPrompt()).workflow)
-}
-"""
+BUILD = (Path(__file__).parent / "build_template.js").read_text()
 SHOW_ALL = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
 
 
 def export(names: list[str], screenshots: Path | None = None) -> None:
-    """Write the template of each API-format workflow in `names`; also a picture of its canvas, to look at."""
+    """Write these templates in both formats; also a picture of each one's canvas into the folder `screenshots`."""
     with ComfyHost(models=MODELS) as host, canvas(host, "QuantFluxLoadTransformer") as page:
-        for name in names:
-            arguments = {"graph": load_workflow(name), "columns": COLUMNS[name], "note": NOTES[name]}
-            workflow = json.loads(page.evaluate(BUILD, arguments | {"downloads": DOWNLOADS}))
-            (TEMPLATES / f"{name}.json").write_text(json.dumps(workflow, indent=1) + "\n")
+        core = host.client.get("/system_stats")["system"]["comfyui_version"]
+        known = host.client.get("/object_info")
+        versions = {"quantflux": version("quantflux"), "comfy-core": core}
+        for name, graph in graphs():
+            if name not in names:
+                continue
+            workflow = _build(page, name, graph, versions, known)
+            (TEMPLATES / f"{name}.json").write_text(json.dumps(workflow, indent=1, ensure_ascii=False) + "\n")
+            (WORKFLOWS / f"{name}.json").write_text(json.dumps(graph, indent=1, ensure_ascii=False) + "\n")
             if screenshots:
+                screenshots.mkdir(parents=True, exist_ok=True)
                 page.evaluate(SHOW_ALL)
                 page.wait_for_timeout(1000)
                 page.screenshot(path=screenshots / f"{name}.png")
 
 
+def _build(page: Page, name: str, graph: dict, versions: dict[str, str], known: dict) -> dict:
+    """The template as the frontend saves it. What it exports for the API has to be `graph`.
+
+    `known` is the host's /object_info.
+    """
+    arguments = {"graph": graph, "groups": LAYOUTS[name], "note": NOTES[name], "versions": versions}
+    built = json.loads(page.evaluate(BUILD, arguments | {"downloads": DOWNLOADS}))
+    ids, exported = built["ids"], {}
+    for number, node in built["output"].items():
+        inputs = {
+            key: [ids[value[0]], value[1]] if isinstance(value, list) else value
+            for key, value in node["inputs"].items()
+            # the text of Preview as Text is the canvas's own
+            if any(key in inputs for inputs in known[node["class_type"]]["input"].values())
+        }
+        exported[ids[number]] = node | {"inputs": inputs}
+    if exported != graph:
+        raise HostError(f"{name}: the canvas exports another graph than it was given:\n{exported}\nnot\n{graph}")
+    return built["workflow"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="templates to make; all, without any")
+    parser.add_argument("--screenshots", type=Path, metavar="FOLDER")
+    parser.add_argument("--no-thumbnails", action="store_true")
+    options = parser.parse_args()
+    if unknown := set(options.names) - set(NOTES):
+        parser.error(f"there is no template {', '.join(sorted(unknown))}. There are {', '.join(NOTES)}.")
+    names = options.names or list(NOTES)
+    export(names, options.screenshots)
+    if not options.no_thumbnails:
+        write_thumbnails(names, TEMPLATES)
+
+
 if __name__ == "__main__":
     try:
-        export(list(NOTES), Path(sys.argv[1]) if len(sys.argv) > 1 else None)
+        main()
     except HostError as error:
         sys.exit(str(error))

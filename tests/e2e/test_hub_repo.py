@@ -10,6 +10,7 @@ from hub_server import running_hub
 from quantflux.quant_core.flux.names import NORMS, SWAPPED_HALVES, diffusers_parts, swap_halves
 from read_picture import pixel_hash
 from safetensors.torch import load_file, save
+from template_models import HUB_REPO, add_stand_ins, packed_pipeline, small
 from tiny_workflow import ASSETS, MODELS, text_to_image
 
 CAPTION = "a large blue square in the center on a white background"
@@ -21,11 +22,13 @@ def client_of_a_local_hub(tmp_path_factory):
         hub.add("owner/flux", {"transformer.safetensors": (ASSETS / "flux_tiny.safetensors").read_bytes()})
         hub.add("owner/t5", {"encoder.safetensors": (ASSETS / "t5_tiny.safetensors").read_bytes()})
         hub.add("owner/pipeline", pipeline())
+        hub.add(HUB_REPO, packed_pipeline())
         environment.setenv("HF_ENDPOINT", hub.url)
         environment.setenv("HF_HOME", str(tmp_path_factory.mktemp("hub")))
         environment.setenv("HF_HUB_DISABLE_XET", "1")
         environment.setenv("NO_PROXY", "127.0.0.1")
         with ComfyHost(models=MODELS) as host:
+            add_stand_ins(host, tmp_path_factory.mktemp("templates"))
             yield host.client
 
 
@@ -86,6 +89,16 @@ def test_models_from_the_hub_draw_the_picture_of_the_same_local_files(client_of_
     local = client_of_a_local_hub.run(graph("", "")).images[0]
     from_hub = client_of_a_local_hub.run(graph(transformer, t5)).images[0]
     assert pixel_hash(from_hub) == pixel_hash(local)
+
+
+def test_the_template_draws_with_the_packed_models_of_its_repository(client_of_a_local_hub):
+    finished = client_of_a_local_hub.run(small("flux_dev_from_hub", CAPTION, 4))
+    for loader in ("transformer", "text_encoders"):
+        assert finished.outputs[loader]["quantflux"][0]["precision"] == "nf4"
+    # the same nodes with the 16-bit files, of which the same layers are packed
+    local = small("flux_dev_8bit", CAPTION, 4)
+    local["config"]["inputs"] |= {"precision": "nf4", "skip_modules": "wo"}
+    assert pixel_hash(finished.images[0]) == pixel_hash(client_of_a_local_hub.run(local).images[0])
 
 
 def test_a_repository_that_is_not_there_is_named_and_the_next_prompt_works(client_of_a_local_hub):

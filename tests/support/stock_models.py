@@ -232,10 +232,14 @@ def wide_flux() -> dict[str, torch.Tensor]:
 
 
 def union_controlnet() -> dict[str, torch.Tensor]:
-    """A union ControlNet for the wide FLUX, by the names and shapes of diffusers' class, as InstantX's has them."""
+    return random_tensors(union_controlnet_shapes(), seed=2)
+
+
+def union_controlnet_shapes() -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a union ControlNet for the wide FLUX: those of diffusers' class, as InstantX's has them."""
     with torch.device("meta"):
         model = diffusers.FluxControlNetModel(
             in_channels=64, num_layers=1, num_single_layers=0, attention_head_dim=128, num_attention_heads=24,
             joint_attention_dim=128, pooled_projection_dim=64, guidance_embeds=True, num_mode=10,
         )  # fmt: skip
-    return random_tensors({name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}, seed=2)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
