@@ -4,6 +4,7 @@ from comfy_api.latest import io
 
 from .host.compile_settings import BACKENDS, DYNAMIC, MODES, CompileSettings
 from .host.compiled import compiled_model
+from .report import shown
 from .types import CATEGORY
 
 
@@ -64,4 +65,4 @@ class QuantFluxCompile(io.ComfyNode):
         settings = CompileSettings(backend, mode, regional, fullgraph, dynamic)
         hidden = getattr(cls, "hidden", None)  # only where the host runs the node
         compiled, report = compiled_model(model, settings, hidden and hidden.unique_id)
-        return io.NodeOutput(compiled, ui={"text": [report.text()], "quantflux": [report.figures]})
+        return io.NodeOutput(compiled, ui=shown([report.text()], [report.figures]))

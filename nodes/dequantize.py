@@ -6,6 +6,7 @@ from ..quant_core.config import WEIGHT_DTYPES
 from ..quant_core.errors import ConfigError
 from ..quant_core.memory import model_nbytes, readable
 from .host.dequantized import dequantized_clip, dequantized_model, has_packed_weights
+from .report import shown
 from .types import CATEGORY
 
 AUTO = "auto"
@@ -53,7 +54,7 @@ class QuantFluxDequantize(io.ComfyNode):
         if clip is not None:
             parts.append(("clip", clip.patcher, plain_clip.patcher))
         text, figures = zip(*(_described(*part) for part in parts), strict=True)
-        return io.NodeOutput(plain_model, plain_clip, ui={"text": list(text), "quantflux": list(figures)})
+        return io.NodeOutput(plain_model, plain_clip, ui=shown(text, figures))
 
 
 def _described(name, before, after) -> tuple[str, dict]:

@@ -5,6 +5,7 @@ from comfy_api.latest import io
 from ..quant_core.config import QuantConfig
 from ..quant_core.memory import model_nbytes, readable
 from .host.quantized import quantized_model
+from .report import shown
 from .types import CATEGORY, QuantConfigSocket
 
 
@@ -40,4 +41,4 @@ class QuantFluxQuantize(io.ComfyNode):
             text = f"handed on as it is · {readable(after)}"
         else:
             text = f"{(config or QuantConfig()).describe()} · {readable(before)} → {readable(after)}"
-        return io.NodeOutput(quantized, ui={"text": [text], "quantflux": [figures]})
+        return io.NodeOutput(quantized, ui=shown([text], [figures]))

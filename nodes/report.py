@@ -1,4 +1,6 @@
-"""What nodes show: a line of text on a loader once it has loaded, and charts."""
+"""What nodes show once they have run: lines of text, and charts."""
+
+from collections.abc import Sequence
 
 import numpy
 import torch
@@ -6,10 +8,17 @@ from PIL import Image
 
 from ..quant_core.memory import model_nbytes, readable
 from ..quant_core.source import Source
+from .host.node_text import show_on_node
+
+
+def shown(lines: Sequence[str], figures: Sequence[dict]) -> dict[str, list]:
+    """UI output: lines of text, shown on the node too, and their figures for programs that read the history."""
+    show_on_node("\n".join(lines))
+    return {"text": list(lines), "quantflux": list(figures)}
 
 
 def loaded(source: Source, model: torch.nn.Module) -> dict[str, list]:
-    """UI output: a line of text, and the same figures for programs that read the history."""
+    """UI output of a loader: what it has loaded, and what that takes."""
     now, at_16_bit = model_nbytes(model.parameters())
     text = f"{source.describe()} · {readable(now)} (16-bit: {readable(at_16_bit)})"
     figures = {
@@ -18,7 +27,7 @@ def loaded(source: Source, model: torch.nn.Module) -> dict[str, list]:
         "bytes": now,
         "bytes_16bit": at_16_bit,
     }
-    return {"text": [text], "quantflux": [figures]}
+    return shown([text], [figures])
 
 
 def image(picture: Image.Image) -> torch.Tensor:

@@ -9,6 +9,7 @@ from ..quant_core.export import save_diffusers_folder, save_single_file
 from ..quant_core.memory import readable
 from .host.progress import progress_bar
 from .host.saving import TEXT_ENCODERS, TRANSFORMERS, new_path, text_encoder_to_save, transformer_to_save
+from .report import shown
 from .types import CATEGORY
 
 SINGLE_FILE, FOLDER = "single file", "diffusers folder"
@@ -69,4 +70,4 @@ class QuantFluxSave(io.ComfyNode):
             nbytes = save(path, tensors, provenance, progress=progress_bar())
             text.append(f"{name} · {readable(nbytes)}")
             figures.append({"path": name, "file": os.path.basename(path), "bytes": nbytes})
-        return io.NodeOutput(ui={"text": text, "quantflux": figures})
+        return io.NodeOutput(ui=shown(text, figures))

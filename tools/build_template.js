@@ -2,6 +2,7 @@
 async ({graph, groups, note, downloads, versions}) => {
     const GAP = 60, MARGIN = 30, TITLE = 80, WIDTH = 340
     const HEIGHTS = {SaveImage: 400, PreviewImage: 400, PreviewAny: 420, LoadImage: 400, CLIPTextEncode: 180}
+    const TEXT = 60  // what nodes of ours grow by to tell what they have done
     const NOTE = {width: 480, line: 15, letters: 80}
     app.graph.clear()
     const nodes = {}
@@ -34,9 +35,10 @@ async ({graph, groups, note, downloads, versions}) => {
             let y = 0, widest = 0
             for (const id of ids) {
                 const node = place(id, x, y)
+                const height = node.size[1] + (graph[id].class_type.startsWith('QuantFlux') ? TEXT : 0)
                 widest = Math.max(widest, node.size[0])
-                bottom = Math.max(bottom, y + node.size[1])
-                y += node.size[1] + GAP
+                bottom = Math.max(bottom, y + height)
+                y += height + GAP
             }
             x += widest + GAP
         }

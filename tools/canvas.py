@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import requests
 from comfy_host import ComfyHost, HostError
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = [
@@ -31,20 +31,38 @@ def browser_path() -> str:
 
 
 @contextmanager
-def canvas(host: ComfyHost, node_id: str) -> Iterator[Page]:
-    """A page that shows the host's canvas, ready once the node `node_id` is known to it."""
-    # else a dialog with templates covers the canvas at the first visit
-    requests.post(f"{host.client.url}/api/settings/Comfy.TutorialCompleted", json=True, timeout=60).raise_for_status()
+def headless_browser() -> Iterator[Browser]:
+    """A browser without a window; raises HostError if none is installed."""
+    path = browser_path()
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=browser_path(), args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         try:
-            page = browser.new_page(viewport={"width": 1800, "height": 1000})
-            page.goto(host.client.url)
-            page.wait_for_function(
-                "node => Boolean(window.app?.extensionManager && window.LiteGraph?.registered_node_types[node])",
-                arg=node_id,
-                timeout=120_000,
-            )
-            yield page
+            yield browser
         finally:
             browser.close()
+
+
+def new_page(browser: Browser, host: ComfyHost) -> Page:
+    """A page of its own, with nothing kept from others; `show` opens the canvas in it."""
+    # else a dialog with templates covers the canvas at the first visit
+    requests.post(f"{host.client.url}/api/settings/Comfy.TutorialCompleted", json=True, timeout=60).raise_for_status()
+    return browser.new_page(viewport={"width": 1800, "height": 1000})
+
+
+def show(page: Page, host: ComfyHost, node_id: str, query: str = "") -> None:
+    """Go to the host's canvas, with a URL query such as "?template=…", until the node `node_id` is known to it."""
+    page.goto(f"{host.client.url}/{query}")
+    page.wait_for_function(
+        "node => Boolean(window.app?.extensionManager && window.LiteGraph?.registered_node_types[node])",
+        arg=node_id,
+        timeout=120_000,
+    )
+
+
+@contextmanager
+def canvas(host: ComfyHost, node_id: str) -> Iterator[Page]:
+    """A page that shows the host's canvas, ready once the node `node_id` is known to it."""
+    with headless_browser() as browser:
+        page = new_page(browser, host)
+        show(page, host, node_id)
+        yield page

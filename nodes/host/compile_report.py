@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import re
-import sys
 import time
 from collections import Counter
 
@@ -13,6 +12,7 @@ import torch
 from torch._dynamo.utils import counters, get_compilation_metrics
 
 from .compile_settings import CompileSettings
+from .node_text import show_on_node
 
 logger = logging.getLogger(__name__)
 _REPORTS = "quantflux_compile_reports"
@@ -79,9 +79,8 @@ class CompileReport:
 
     def tell(self, node_id: str | None) -> None:
         """After sampling: the report on the node, and in the log what is new."""
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-        if node_id is not None and hasattr(server, "send_progress_text"):
-            server.send_progress_text(self.text(), node_id)
+        if node_id is not None:
+            show_on_node(self.text(), node_id)
         new, self._told = self.figures["graphs"][self._told :], len(self.figures["graphs"])
         if new:
             logger.info("Compile: %s.\n%s", self.summary(), "\n".join(map(_line, new)))

@@ -1,8 +1,6 @@
-"""One real ComfyUI for all of these tests, with the small FLUX in its model folders."""
+"""What the tests of a real ComfyUI over HTTP share; the host itself is in tests/conftest.py."""
 
 import pytest
-from comfy_host import ComfyHost, stop_on_terminate
-from tiny_workflow import MODELS
 
 CONFIGS = {
     "16-bit": {"precision": "none"},
@@ -11,18 +9,6 @@ CONFIGS = {
     "fp4": {"precision": "fp4"},
     "int8": {"precision": "int8"},
 }
-
-
-@pytest.fixture(scope="session")
-def host():
-    stop_on_terminate()
-    with ComfyHost(models=MODELS) as running:
-        yield running
-
-
-@pytest.fixture(scope="session")
-def client(host):
-    return host.client
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS.keys())

@@ -1,44 +1,14 @@
 """Wrong files and wrong settings: the host shows what is wrong, why, and what to do, and goes on working."""
 
-import pickle
 import re
 
 import pytest
+from bad_input import BAD_SETTINGS, NO_T5, NO_TRANSFORMERS
 from comfy_client import PromptFailed, PromptRejected
-from tiny_workflow import MODELS, text_to_image
+from tiny_workflow import text_to_image
 
-(FLUX,) = MODELS["diffusion_models"]
-T5, CLIP_L = MODELS["text_encoders"]
-(VAE,) = MODELS["vae"]
-PICKLE = pickle.dumps({"double_blocks.0.img_attn.qkv.weight": [0.0] * 8})
-
-# file name → (its bytes, what the message says of the cause, what it says of the way out)
-NO_TRANSFORMERS = {
-    "a_vae.safetensors": (VAE.read_bytes, r"VAE", r"VAELoader"),
-    "a_t5.safetensors": (T5.read_bytes, r"T5", r"Load Quantized T5"),
-    "a_clip_l.safetensors": (CLIP_L.read_bytes, r"CLIP-L", r"Load Quantized T5"),
-    "cut_short.safetensors": (lambda: FLUX.read_bytes()[: FLUX.stat().st_size // 2], r"safetensors", r"download"),
-    "cut_in_header.safetensors": (lambda: FLUX.read_bytes()[:100], r"safetensors", r"download"),
-    "empty.safetensors": (bytes, r"empty", r"download"),
-    "noise.safetensors": (lambda: bytes(range(256)) * 64, r"not a safetensors file", r"safetensors file"),
-    "a_pickle.pt": (lambda: PICKLE, r"pickle", r"\.safetensors"),
-    "a_pickle.ckpt": (lambda: PICKLE, r"pickle", r"\.safetensors"),
-    "a_pickle.bin": (lambda: PICKLE, r"pickle", r"\.safetensors"),
-    "a_pickle.safetensors": (lambda: PICKLE, r"pickle", r"\.safetensors"),
-}
-NO_T5 = {
-    "a_flux.safetensors": (FLUX.read_bytes, r"FLUX", r"Load Quantized Transformer"),
-    "t5_cut_short.safetensors": (lambda: T5.read_bytes()[: T5.stat().st_size // 2], r"safetensors", r"download"),
-    "t5_pickle.bin": (lambda: PICKLE, r"pickle", r"\.safetensors"),
-}
 # ComfyUI 0.3.75 leaves the choices of V3 nodes unchecked, so the node refuses a wrong one; newer ones refuse it first.
 REFUSED = (PromptRejected, PromptFailed)
-BAD_SETTINGS = {
-    "precision": "int5",
-    "compute_dtype": "int8",
-    "blocksize": 48,
-    "int8_threshold": -1.0,
-}
 
 
 @pytest.fixture
