@@ -28,6 +28,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--size", type=int, default=1024)
+    parser.add_argument("--kernels", action="store_true", help="sum up the time of the kernels, too")
     parser.add_argument("--out", required=True, help="JSON lines, one measurement each; a Markdown table goes beside")
     arguments = parser.parse_args()
     if BASELINE not in arguments.variants.split(","):
@@ -65,6 +66,8 @@ def measure(variant: str, arguments: argparse.Namespace) -> dict:
     ]  # fmt: skip
     if variant.startswith("ours"):
         command.append("--reload")
+    if arguments.kernels:
+        command.append("--kernels")
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         print(done.stderr[-4000:], file=sys.stderr)

@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 GIB = 2**30
 TEXT_TOKENS = 256
+PROFILED_STEPS = 2
 
 
 def parse() -> argparse.Namespace:
@@ -25,6 +27,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--size", type=int, default=1024)
     parser.add_argument("--reload", action="store_true", help="unload, sample again, and compare bit for bit")
+    parser.add_argument("--kernels", action="store_true", help="sum up the time of the kernels, too (CUDA)")
     return parser.parse_args()
 
 
@@ -73,6 +76,41 @@ def sample(model, arguments: argparse.Namespace, condition=None):
     return result, seconds
 
 
+@contextlib.contextmanager
+def issuing(model) -> Iterator[list[float]]:
+    """Collects the seconds after which each prediction of ``model`` is issued to the GPU, done or not.
+
+    Where that is no less than a step takes, the step waits for the CPU.
+    """
+    inner, seconds = model.model, []
+    apply_model = inner.apply_model
+
+    def timed(*args, **kwargs):
+        start = time.perf_counter()
+        result = apply_model(*args, **kwargs)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    inner.apply_model = timed
+    try:
+        yield seconds
+    finally:
+        del inner.apply_model
+
+
+def kernel_seconds(model, arguments: argparse.Namespace) -> float:
+    """What the kernels of a step take on the GPU, one after the other."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    few = argparse.Namespace(**vars(arguments) | {"steps": PROFILED_STEPS})
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        sample(model, few)
+        synchronize()
+    on_gpu = (event for event in profiled.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
+    return sum(event.self_device_time_total for event in on_gpu) / 1e6 / PROFILED_STEPS
+
+
 def synchronize():
     import torch
 
@@ -115,12 +153,14 @@ def main():
         record["model_gib"] = model.model_size() / GIB
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
-        result, seconds = sample(model, arguments)
+        with issuing(model) as issued:
+            result, seconds = sample(model, arguments)
         steady = seconds[2:] or seconds
         record |= {
             "step_s": statistics.median(steady),
             "step_min_s": min(steady),
             "step_max_s": max(steady),
+            "issue_s": statistics.median(issued[2:] or issued),
             "first_step_s": seconds[0],
             "peak_gib": peak_gib(),
             "finite": bool(result.isfinite().all()),
@@ -130,6 +170,8 @@ def main():
             comfy.model_management.unload_all_models()
             again, _ = sample(model, arguments)
             record["bit_equal_after_reload"] = torch.equal(result, again)
+        if arguments.kernels:
+            record["kernel_s"] = kernel_seconds(model, arguments)
     print(json.dumps(record), flush=True)
 
 
