@@ -1,126 +1,140 @@
 """Measures variants side by side: each run in a fresh process, rounds alternating, ratios to stock bf16.
 
-COMFYUI_PATH=/some/ComfyUI python benchmarks/compare.py flux.safetensors --out benchmarks/results/today.jsonl
+    COMFYUI_PATH=/some/ComfyUI python benchmarks/compare.py flux.safetensors --out benchmarks/results/today.jsonl
+
+``--sizes``, ``--batches`` and ``--text-tokens`` measure each variant at other points too, with the model loaded once.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import datetime
-import importlib.metadata
-import json
 import os
-import platform
+import shutil
 import statistics
-import subprocess
-import sys
+import tempfile
+from collections.abc import Iterator, Sequence
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-BASELINE = "stock-bf16"
-PACKAGES = ("torch", "bitsandbytes", "comfy-kitchen", "triton")
+from measure import BASELINE
+from points import Point, add_options, options
+from records import Records, RunFailed, in_fresh_process, markdown, only
+
+DEFAULT = (BASELINE, "bare-nf4", "ours-nf4", "ours-nf4-dq", "ours-int8-t0", "ours-int8-t6")
+PEERS = ("stock-fp8", "stock-fp8fast", "gguf-q8_0", "gguf-q4_0", "bare-nf4", "bare-int8-t0", "bare-int8-t6")
+DIFFUSERS = ("diffusers-nf4", "diffusers-int8")
+OURS = ("ours-nf4", "ours-nf4-dq", "ours-nf4-fp8", "ours-fp4", "ours-int8-t0", "ours-int8-t6")
+# compiled, bare int8 and GGUF gain little or nothing, and take minutes
+COMPILED = (BASELINE, "stock-fp8", "stock-fp8fast", "bare-nf4", *DIFFUSERS, *OURS)
+ALL = (BASELINE, *PEERS, *DIFFUSERS, *OURS, *(f"{name}-compile" for name in COMPILED))
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", help="a 16-bit FLUX file; random_flux.py makes one")
-    parser.add_argument("--variants", default="stock-bf16,bare-nf4,ours-nf4,ours-nf4-dq,ours-int8-t0,ours-int8-t6")
+    parser.add_argument("--variants", default=",".join(DEFAULT), help="of variants.py, or all")
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--size", type=int, default=1024)
+    add_options(parser)
     parser.add_argument("--kernels", action="store_true", help="sum up the time of the kernels, too")
+    parser.add_argument("--gguf", help="folder of ComfyUI-GGUF, for gguf-…; else COMFYUI_GGUF_PATH")
     parser.add_argument("--out", required=True, help="JSON lines, one measurement each; a Markdown table goes beside")
     arguments = parser.parse_args()
-    if BASELINE not in arguments.variants.split(","):
+    arguments.variants = ALL if arguments.variants == "all" else arguments.variants.split(",")
+    if BASELINE not in arguments.variants:
         parser.error(f"--variants must name {BASELINE}, which the ratios are taken to")
     return arguments
 
 
-def environment() -> dict:
-    """Machine, versions, commit and date of every record."""
-    import torch
-
-    def version(package: str) -> str | None:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return None
-
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True)
-    machine = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    with open(os.path.join(os.environ["COMFYUI_PATH"], "comfyui_version.py")) as file:
-        host = file.read().split('"')[-2]
-    return {
-        "machine": machine,
-        "versions": {"comfyui": host, "python": platform.python_version()} | {p: version(p) for p in PACKAGES},
-        "commit": os.environ.get("QUANTFLUX_COMMIT") or commit.stdout.strip() or None,
-        "date": datetime.date.today().isoformat(),
-    }
+@contextlib.contextmanager
+def peers_files(variants: Sequence[str], checkpoint: str) -> Iterator[None]:
+    """What some peers load instead of the checkpoint is made of it, and removed again."""
+    made = []
+    try:
+        for peer, kind in dict.fromkeys(tuple(variant.split("-")[:2]) for variant in variants):
+            if peer in ("gguf", "diffusers"):
+                # where this fails, so does the variant, and its record says that its file is missing
+                with contextlib.suppress(RunFailed):
+                    made.append(only(in_fresh_process(f"peer_{peer}.py", checkpoint, kind))["path"])
+        yield
+    finally:
+        for path in made:
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
 
 
-def measure(variant: str, arguments: argparse.Namespace) -> dict:
-    command = [
-        sys.executable, os.path.join(HERE, "measure.py"), variant, arguments.checkpoint,
-        "--steps", str(arguments.steps), "--size", str(arguments.size),
-        "--reference", f"{arguments.out}.reference.pt",
-    ]  # fmt: skip
+def measure(variant: str, arguments: argparse.Namespace, references: str) -> Iterator[dict]:
+    flags = ["--steps", str(arguments.steps), *options(arguments), "--references", references]
     if variant.startswith("ours"):
-        command.append("--reload")
+        flags.append("--reload")
     if arguments.kernels:
-        command.append("--kernels")
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        print(done.stderr[-4000:], file=sys.stderr)
-        return {"variant": variant, "error": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        flags.append("--kernels")
+    try:
+        yield from in_fresh_process("measure.py", variant, arguments.checkpoint, *flags)
+    except RunFailed as failure:
+        yield {"variant": variant, "error": str(failure)}
+
+
+def point_of(record: dict) -> Point | None:
+    """None of a run that failed before its first point. Records from before there were points have but a size."""
+    return (
+        Point(record["size"], record.get("batch", 1), record.get("text_tokens", Point.text_tokens))
+        if "size" in record
+        else None
+    )
 
 
 def table(records: list[dict]) -> str:
     """Medians over the rounds, as Markdown."""
-    lines = [
-        "| variant | s/step | ratio | min-max s | peak GiB | load s | error |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    rows = []
+    points = list(dict.fromkeys(point_of(record) for record in records if "size" in record))
     for variant in dict.fromkeys(record["variant"] for record in records):
-        rows = [record for record in records if record["variant"] == variant and "error" not in record]
-        if not rows:
-            lines.append(f"| {variant} | failed | | | | | |")
-            continue
+        for point in points:
+            row = median_row(variant, [r for r in records if r["variant"] == variant and point_of(r) == point])
+            rows.append([*row[:1], *([str(point)] if len(points) > 1 else []), *row[1:]])
+    where = ["at"] if len(points) > 1 else []
+    return markdown(["variant", *where, "s/step", "ratio", "min-max s", "peak GiB", "load s", "error"], rows)
 
-        def median(key: str, rows=rows) -> float:
-            return statistics.median(row[key] for row in rows)
 
-        spread = f"{min(row['step_min_s'] for row in rows):.4f}-{max(row['step_max_s'] for row in rows):.4f}"
-        lines.append(
-            f"| {variant} | {median('step_s'):.4f} | {median('ratio'):.3f} | {spread} | {median('peak_gib'):.2f} "
-            f"| {median('load_s'):.1f} | {median('rel_err'):.4f} |"
-        )
-    return "\n".join(lines)
+def median_row(variant: str, records: list[dict]) -> list[str]:
+    good = [record for record in records if "error" not in record]
+    if not good:
+        return [variant, "failed"]
+
+    def median(key: str) -> float:
+        return statistics.median(record[key] for record in good)
+
+    return [
+        variant,
+        f"{median('step_s'):.4f}",
+        f"{median('ratio'):.3f}" if all("ratio" in record for record in good) else "",
+        f"{min(r['step_min_s'] for r in good):.4f}-{max(r['step_max_s'] for r in good):.4f}",
+        f"{median('peak_gib'):.2f}",
+        f"{median('load_s'):.1f}",
+        f"{median('rel_err'):.4f}" if all(record["rel_err"] is not None for record in good) else "",
+    ]
 
 
 def main():
     arguments = parse()
-    about = environment()
-    variants = sorted(arguments.variants.split(","), key=BASELINE.__ne__)  # the baseline first
-    records = []
-    with open(arguments.out, "w") as out:
+    if arguments.gguf:
+        os.environ["COMFYUI_GGUF_PATH"] = arguments.gguf
+    variants = sorted(arguments.variants, key=BASELINE.__ne__)  # the baseline first
+    records = Records(arguments.out)
+    with tempfile.TemporaryDirectory() as references, peers_files(variants, arguments.checkpoint):
         for round_number in range(arguments.rounds):
+            baseline: dict[Point, float] = {}
             for variant in variants:
-                record = measure(variant, arguments)
-                if variant == BASELINE:
-                    if "error" in record:
-                        raise SystemExit(f"{BASELINE} failed, so there is nothing to compare with: {record['error']}")
-                    baseline = record["step_s"]
-                if "step_s" in record:
-                    record["ratio"] = record["step_s"] / baseline
-                records.append(record | {"round": round_number} | about)
-                print(json.dumps(records[-1]), file=out, flush=True)
-                print(json.dumps(record), flush=True)
-    with contextlib.suppress(FileNotFoundError):  # every run failed
-        os.remove(f"{arguments.out}.reference.pt")
-    with open(os.path.splitext(arguments.out)[0] + ".md", "w") as out:
-        out.write(table(records) + "\n")
-    print(table(records))
+                for record in measure(variant, arguments, references):
+                    if variant == BASELINE:
+                        if "error" in record and not baseline:
+                            raise SystemExit(
+                                f"{BASELINE} failed, so there is nothing to compare with: {record['error']}"
+                            )
+                        if "step_s" in record:
+                            baseline[point_of(record)] = record["step_s"]
+                    if "step_s" in record and point_of(record) in baseline:
+                        record["ratio"] = record["step_s"] / baseline[point_of(record)]
+                    records.add(record | {"round": round_number})
+    records.finish(table)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,15 @@ COMFYUI_PATH=/some/ComfyUI python benchmarks/compile.py flux.safetensors --out b
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Iterator
 
-from compare import environment
 from lora import random_lora
-from measure import TEXT_TOKENS, peak_gib, sample, start_host, synchronize
+from measure import peak_gib, sample, start_host, synchronize
+from points import TEXT_TOKENS, Point
+from records import Records, markdown
 
 PRECISIONS = {
     "none": {"precision": "none"},
@@ -54,11 +54,11 @@ def measured(model, arguments: argparse.Namespace, **changes) -> tuple[dict, obj
     """Figures of one sampling, and its latents."""
     import torch
 
-    options = argparse.Namespace(**vars(arguments) | {k: v for k, v in changes.items() if k in ("size", "steps")})
+    point = Point(changes.get("size", arguments.size))
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    latents, seconds = sample(model, options, changes.get("condition"))
+    latents, seconds = sample(model, arguments.steps, point, changes.get("condition"))
     synchronize()
     figures = {
         "first_step_s": seconds[0],
@@ -128,20 +128,36 @@ def cases(precision: str, arguments: argparse.Namespace) -> Iterator[dict]:
 
 def table(records: list[dict]) -> str:
     """As Markdown, in the order measured."""
-    lines = [
-        "| precision | case | round | first step s | s/step | ratio | graphs | breaks | compiling s | peak GiB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in records:
+    header = (
+        "precision",
+        "case",
+        "round",
+        "first step s",
+        "s/step",
+        "ratio",
+        "graphs",
+        "breaks",
+        "compiling s",
+        "peak GiB",
+    )
+
+    def row(r: dict) -> list[str]:
         if "error" in r:
-            lines.append(f"| {r['precision']} | failed | | | | | | | | |")
-            continue
-        ratio = f"{r['ratio']:.3f}" if "ratio" in r else ""
-        lines.append(
-            f"| {r['precision']} | {r['case']} | {r['round']} | {r['first_step_s']:.2f} | {r['step_s']:.4f} | {ratio} "
-            f"| {r['new_graphs']} | {r['new_graph_breaks']} | {r['compile_s']:.1f} | {r['peak_gib']:.2f} |"
-        )
-    return "\n".join(lines)
+            return [r["precision"], "failed"]
+        return [
+            r["precision"],
+            r["case"],
+            str(r["round"]),
+            f"{r['first_step_s']:.2f}",
+            f"{r['step_s']:.4f}",
+            f"{r['ratio']:.3f}" if "ratio" in r else "",
+            str(r["new_graphs"]),
+            str(r["new_graph_breaks"]),
+            f"{r['compile_s']:.1f}",
+            f"{r['peak_gib']:.2f}",
+        ]
+
+    return markdown(header, map(row, records))
 
 
 def main():
@@ -150,25 +166,19 @@ def main():
     import comfy.model_management
     import torch
 
-    about = environment() | {key: vars(arguments)[key] for key in ("backend", "mode", "dynamic", "whole", "size")}
-    records = []
-    with open(arguments.out, "w") as out, torch.inference_mode():
+    about = {key: vars(arguments)[key] for key in ("backend", "mode", "dynamic", "whole", "size")}
+    records = Records(arguments.out, **about)
+    with torch.inference_mode():
         for precision in arguments.precisions.split(","):
             torch._dynamo.reset()
             try:
                 for record in cases(precision, arguments):
-                    records.append(record)
-                    print(json.dumps(record | about), file=out, flush=True)
-                    print(json.dumps(record), flush=True)
+                    records.add(record)
             except Exception as error:
                 # the other precisions are measured all the same
-                records.append({"precision": precision, "error": f"{type(error).__name__}: {error}"})
-                print(json.dumps(records[-1] | about), file=out, flush=True)
-                print(json.dumps(records[-1]), flush=True)
+                records.add({"precision": precision, "error": f"{type(error).__name__}: {error}"})
             comfy.model_management.unload_all_models()
-    with open(os.path.splitext(arguments.out)[0] + ".md", "w") as out:
-        out.write(table(records) + "\n")
-    print(table(records))
+    records.finish(table)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,15 @@ that of the node itself. The packed files are made first, beside the 16-bit file
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import shutil
 import statistics
-import subprocess
-import sys
 import time
 
-from compare import environment
 from measure import GIB, peak_gib, start_host, synchronize
+from records import Records, RunFailed, in_fresh_process, markdown, only
 
 CONFIGS = {
     "nf4": {"precision": "nf4"},
@@ -88,27 +87,32 @@ def load_once(path: str, config: dict | None):
     print(json.dumps({"load_s": seconds, "peak_gib": peak_gib(), "model_gib": model.model_size() / GIB}))
 
 
-def in_a_fresh_process(*arguments: str) -> dict:
-    done = subprocess.run([sys.executable, os.path.abspath(__file__), *arguments], capture_output=True, text=True)
-    if done.returncode:
-        print(done.stderr[-4000:], file=sys.stderr)
-        return {"error": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+def in_this_program(*arguments: str) -> dict:
+    try:
+        return only(in_fresh_process("loading.py", *arguments))
+    except RunFailed as failure:
+        return {"error": str(failure)}
 
 
 def table(records: list[dict]) -> str:
-    lines = ["| config | from | load s | min-max s | peak GiB | model GiB |", "|---|---|---|---|---|---|"]
+    lines = []
     for config, form in dict.fromkeys((record["config"], record["form"]) for record in records):
         rows = [r for r in records if (r["config"], r["form"]) == (config, form) and "error" not in r]
         if not rows:
-            lines.append(f"| {config} | {form} | failed | | | |")
+            lines.append([config, form, "failed"])
             continue
         seconds = [row["load_s"] for row in rows]
         lines.append(
-            f"| {config} | {form} | {statistics.median(seconds):.2f} | {min(seconds):.2f}-{max(seconds):.2f} "
-            f"| {max(row['peak_gib'] for row in rows):.2f} | {rows[0]['model_gib']:.2f} |"
+            [
+                config,
+                form,
+                f"{statistics.median(seconds):.2f}",
+                f"{min(seconds):.2f}-{max(seconds):.2f}",
+                f"{max(row['peak_gib'] for row in rows):.2f}",
+                f"{rows[0]['model_gib']:.2f}",
+            ]
         )
-    return "\n".join(lines)
+    return markdown(["config", "from", "load s", "min-max s", "peak GiB", "model GiB"], lines)
 
 
 def main():
@@ -119,28 +123,20 @@ def main():
     if arguments.out is None:
         load_once(arguments.checkpoint, arguments.config)
         return
-    about = environment()
-    records = []
-    with open(arguments.out, "w") as out:
-        for name in arguments.configs.split(","):
-            paths = forms(arguments.checkpoint, name)
-            saved = in_a_fresh_process(arguments.checkpoint, "--pack", name)
-            print(name, json.dumps(saved), flush=True)
-            for round_number in range(arguments.rounds):
-                for form, path in paths.items():
-                    config = CONFIGS[name] if path == arguments.checkpoint else None
-                    record = {"config": name, "form": form, "round": round_number} | saved
-                    record |= in_a_fresh_process(path, "--config", json.dumps(config))
-                    records.append(record)
-                    print(json.dumps(record | about), file=out, flush=True)
-                    print(json.dumps(record), flush=True)
-            _, file, folder = paths.values()
-            if os.path.exists(file):
-                os.remove(file)
-            shutil.rmtree(folder, ignore_errors=True)
-    with open(os.path.splitext(arguments.out)[0] + ".md", "w") as out:
-        out.write(table(records) + "\n")
-    print(table(records))
+    records = Records(arguments.out)
+    for name in arguments.configs.split(","):
+        paths = forms(arguments.checkpoint, name)
+        saved = in_this_program(arguments.checkpoint, "--pack", name)
+        for round_number in range(arguments.rounds):
+            for form, path in paths.items():
+                config = CONFIGS[name] if path == arguments.checkpoint else None
+                record = {"config": name, "form": form, "round": round_number} | saved
+                records.add(record | in_this_program(path, "--config", json.dumps(config)))
+        _, file, folder = paths.values()
+        with contextlib.suppress(FileNotFoundError):  # packing failed
+            os.remove(file)
+        shutil.rmtree(folder, ignore_errors=True)
+    records.finish(table)
 
 
 if __name__ == "__main__":

@@ -6,13 +6,13 @@ COMFYUI_PATH=/some/ComfyUI python benchmarks/lora.py flux.safetensors --out benc
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 
-from compare import environment
 from measure import GIB, peak_gib, sample, start_host, synchronize
+from points import Point
+from records import Records, markdown
 
 RANK = 32
 
@@ -43,6 +43,22 @@ def random_lora(shapes: dict[str, tuple[int, int]], seed: int) -> dict:
     return tensors
 
 
+def table(records: list[dict]) -> str:
+    lines = []
+    for variant in dict.fromkeys(record["loras"] for record in records):
+        rows = [record for record in records if record["loras"] == variant]
+        lines.append(
+            [
+                variant,
+                f"{statistics.median(r['step_s'] for r in rows):.4f}",
+                f"{statistics.median(r['ratio'] for r in rows):.3f}",
+                f"{max(r['swap_s'] for r in rows):.2f}",
+                f"{rows[0]['model_gib']:.2f}",
+            ]
+        )
+    return markdown(["LoRAs", "s/step", "ratio", "swap s", "model GiB"], lines)
+
+
 def main():
     arguments = parse()
     start_host()
@@ -61,8 +77,7 @@ def main():
     config = QuantConfig(arguments.precision) if arguments.precision else None
     shapes = flux_source(open_checkpoint(arguments.checkpoint), config).model.linear_shapes()
     loras = [random_lora(shapes, seed) for seed in range(4)]
-    about = environment()
-    records = []
+    records = Records(arguments.out)
     with torch.inference_mode():
         base = QuantFluxLoadTransformer.execute(name, config)[0]
 
@@ -73,14 +88,14 @@ def main():
             return model
 
         variants = {"none": base, "one": patched(0), "three": patched(0, 1, 2), "another": patched(3)}
-        result, _ = sample(base, arguments)
+        result, _ = sample(base, arguments.steps, Point(arguments.size))
         for round_number in range(arguments.rounds):
             for variant, model in variants.items():
                 start = time.perf_counter()
                 comfy.model_management.load_models_gpu([model])
                 synchronize()
                 swap = time.perf_counter() - start
-                latents, seconds = sample(model, arguments)
+                latents, seconds = sample(model, arguments.steps, Point(arguments.size))
                 record = {
                     "loras": variant,
                     "round": round_number,
@@ -93,21 +108,8 @@ def main():
                 }
                 baseline = next((r for r in records if r["round"] == round_number), record)
                 record["ratio"] = record["step_s"] / baseline["step_s"]
-                records.append(record)
-                print(json.dumps(record), flush=True)
-    with open(arguments.out, "w") as out:
-        out.writelines(json.dumps(record | about) + "\n" for record in records)
-    lines = ["| LoRAs | s/step | ratio | swap s | model GiB |", "|---|---|---|---|---|"]
-    for variant in variants:
-        rows = [record for record in records if record["loras"] == variant]
-        lines.append(
-            f"| {variant} | {statistics.median(r['step_s'] for r in rows):.4f} "
-            f"| {statistics.median(r['ratio'] for r in rows):.3f} "
-            f"| {max(r['swap_s'] for r in rows):.2f} | {rows[0]['model_gib']:.2f} |"
-        )
-    with open(os.path.splitext(arguments.out)[0] + ".md", "w") as out:
-        out.write("\n".join(lines) + "\n")
-    print("\n".join(lines))
+                records.add(record)
+    records.finish(table)
 
 
 if __name__ == "__main__":

@@ -20,11 +20,11 @@ import sys
 import time
 from contextlib import contextmanager
 
-from compare import environment
 from measure import GIB, peak_gib, sample, start_host, synchronize
+from points import Point
+from records import Records, RunFailed, in_fresh_process, markdown, only
 
 CAPS = (0, 16, 12, 10, 8, 6, 4)  # GiB; 0 is the whole card
-TOKENS = 256
 
 
 def parse() -> argparse.Namespace:
@@ -99,7 +99,7 @@ def run_once(arguments: argparse.Namespace):
         synchronize()
         record["load_s"] = time.perf_counter() - start
         conditioning = [[encoded[0][0], encoded[0][1] | {"guidance": 3.5}]]
-        latents, seconds = sample(model, arguments, conditioning)
+        latents, seconds = sample(model, arguments.steps, Point(arguments.size), conditioning)
         record["resident_gib"] = model.loaded_size() / GIB
         record["model_gib"] = model.model_size() / GIB
         vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(os.path.join(arguments.folder, "vae.safetensors")))
@@ -119,33 +119,36 @@ def run_once(arguments: argparse.Namespace):
 
 
 def run(arguments: argparse.Namespace, cap: float) -> dict:
-    command = [sys.executable, os.path.abspath(__file__), arguments.folder, "--precision", arguments.precision]
-    command += ["--steps", str(arguments.steps), "--size", str(arguments.size)]
+    words = [arguments.folder, "--precision", arguments.precision, "--steps", arguments.steps, "--size", arguments.size]
     if arguments.flags:
-        command += ["--flags", ",".join(arguments.flags)]
+        words += ["--flags", ",".join(arguments.flags)]
     with limited(cap):
-        done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        print(done.stderr[-3000:], file=sys.stderr)
-        return {"error": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        try:
+            return only(in_fresh_process("low_vram.py", *words))
+        except RunFailed as failure:
+            return {"error": str(failure)}
 
 
 def table(records: list[dict]) -> str:
-    lines = [
-        "| free GiB | s/step | ratio | peak GiB | resident GiB | text s | load s | decode s | latents |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for r in records:
+    header = "free GiB", "s/step", "ratio", "peak GiB", "resident GiB", "text s", "load s", "decode s", "latents"
+
+    def row(r: dict) -> list[str]:
+        free = str(r["cap_gib"] or "all")
         if "error" in r:
-            lines.append(f"| {r['cap_gib'] or 'all'} | failed: {r['error'][:80]} | | | | | | | |")
-            continue
-        lines.append(
-            f"| {r['cap_gib'] or 'all'} | {r['step_s']:.4f} | {r['ratio']:.2f} | {r['peak_gib']:.2f} "
-            f"| {r['resident_gib']:.2f} of {r['model_gib']:.2f} | {r['text_s']:.1f} | {r['load_s']:.1f} "
-            f"| {r['decode_s']:.1f} | {'the same' if r['same_latents'] else 'differ'} |"
-        )
-    return "\n".join(lines)
+            return [free, f"failed: {r['error'][:80]}"]
+        return [
+            free,
+            f"{r['step_s']:.4f}",
+            f"{r['ratio']:.2f}",
+            f"{r['peak_gib']:.2f}",
+            f"{r['resident_gib']:.2f} of {r['model_gib']:.2f}",
+            f"{r['text_s']:.1f}",
+            f"{r['load_s']:.1f}",
+            f"{r['decode_s']:.1f}",
+            "the same" if r["same_latents"] else "differ",
+        ]
+
+    return markdown(header, map(row, records))
 
 
 def main():
@@ -156,23 +159,17 @@ def main():
     if arguments.out is None:
         run_once(arguments)
         return
-    about = environment()
-    records = []
-    with open(arguments.out, "w") as out:
-        for cap in arguments.caps:
-            record = {"precision": arguments.precision, "flags": arguments.flags, "cap_gib": cap} | run(arguments, cap)
-            if "error" not in record:
-                first = next((r for r in records if "error" not in r), record)
-                record |= {
-                    "ratio": record["step_s"] / first["step_s"],
-                    "same_latents": record["latents"] == first["latents"],
-                }
-            records.append(record)
-            print(json.dumps(record | about), file=out, flush=True)
-            print(json.dumps(record), flush=True)
-    with open(os.path.splitext(arguments.out)[0] + ".md", "w") as out:
-        out.write(table(records) + "\n")
-    print(table(records))
+    records = Records(arguments.out)
+    for cap in arguments.caps:
+        record = {"precision": arguments.precision, "flags": arguments.flags, "cap_gib": cap} | run(arguments, cap)
+        if "error" not in record:
+            first = next((r for r in records if "error" not in r), record)
+            record |= {
+                "ratio": record["step_s"] / first["step_s"],
+                "same_latents": record["latents"] == first["latents"],
+            }
+        records.add(record)
+    records.finish(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Measures one variant in this process and prints one JSON line. ``compare.py`` runs it for many.
+"""Measures one variant in this process and prints one JSON line for each point. ``compare.py`` runs it for many.
 
 1024×1024, euler, simple, cfg 1, guidance 3.5, 256 text tokens: 4352 tokens a step, through the host's sampler.
 """
@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import json
 import os
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Iterator, Sequence
 
+from points import Point, add_options, points
+
 GIB = 2**30
-TEXT_TOKENS = 256
+BASELINE = "stock-bf16"
 PROFILED_STEPS = 2
 
 
@@ -23,9 +27,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("variant")
     parser.add_argument("checkpoint")
-    parser.add_argument("--reference", help="file of the latents to compare with; written if it is not there")
+    parser.add_argument("--references", help=f"folder of the latents to compare with; {BASELINE} writes them")
     parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--size", type=int, default=1024)
+    add_options(parser)
     parser.add_argument("--reload", action="store_true", help="unload, sample again, and compare bit for bit")
     parser.add_argument("--kernels", action="store_true", help="sum up the time of the kernels, too (CUDA)")
     return parser.parse_args()
@@ -47,17 +51,17 @@ def start_host(flags: Sequence[str] = ()):
         setattr(comfy.cli_args.args, name.replace("-", "_"), float(value) if value else True)
 
 
-def sample(model, arguments: argparse.Namespace, condition=None):
+def sample(model, steps: int, point: Point, condition=None):
     """Latents, and the seconds of each step, synchronised. Without a ``condition``, a random one."""
     import comfy.sample
     import torch
 
-    side = arguments.size // 8
-    latent = torch.zeros(1, 16, side, side)
+    side = point.size // 8
+    latent = torch.zeros(point.batch, 16, side, side)
     noise = torch.randn(latent.shape, generator=torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     if condition is None:
-        context = torch.randn(1, TEXT_TOKENS, 4096, generator=generator)
+        context = torch.randn(1, point.text_tokens, 4096, generator=generator)
         condition = [[context, {"pooled_output": torch.randn(1, 768, generator=generator), "guidance": 3.5}]]
     seconds = []
     last = time.perf_counter()
@@ -70,7 +74,7 @@ def sample(model, arguments: argparse.Namespace, condition=None):
         last = now
 
     result = comfy.sample.sample(
-        model, noise, arguments.steps, 1.0, "euler", "simple", condition, condition, latent,
+        model, noise, steps, 1.0, "euler", "simple", condition, condition, latent,
         disable_pbar=True, callback=on_step, seed=0,
     )  # fmt: skip
     return result, seconds
@@ -98,14 +102,13 @@ def issuing(model) -> Iterator[list[float]]:
         del inner.apply_model
 
 
-def kernel_seconds(model, arguments: argparse.Namespace) -> float:
+def kernel_seconds(model, point: Point) -> float:
     """What the kernels of a step take on the GPU, one after the other."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
-    few = argparse.Namespace(**vars(arguments) | {"steps": PROFILED_STEPS})
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
-        sample(model, few)
+        sample(model, PROFILED_STEPS, point)
         synchronize()
     on_gpu = (event for event in profiled.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA)
     return sum(event.self_device_time_total for event in on_gpu) / 1e6 / PROFILED_STEPS
@@ -124,55 +127,74 @@ def peak_gib() -> float:
     return torch.cuda.max_memory_allocated() / GIB if torch.cuda.is_available() else 0.0
 
 
-def relative_error(result, path: str | None) -> float | None:
+def relative_error(result, reference: str | None, is_baseline: bool) -> float | None:
+    """Of latents to those in a file, which the baseline writes. None where there is nothing to compare with."""
     import torch
 
-    if path is None:
+    if reference is None:
         return None
-    if not os.path.exists(path):
-        torch.save(result, path)
-        return 0.0
-    reference = torch.load(path)
-    return ((result - reference).norm() / reference.norm()).item()
+    if not os.path.exists(reference):
+        if not is_baseline:
+            return None
+        torch.save(result, reference)
+    expected = torch.load(reference)
+    return ((result - expected).norm() / expected.norm()).item()
+
+
+def measured(model, point: Point, arguments: argparse.Namespace, thorough: bool) -> dict:
+    """Figures of one point. ``thorough``: also what ``--reload`` and ``--kernels`` ask for."""
+    import comfy.model_management
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    with issuing(model) as issued:
+        result, seconds = sample(model, arguments.steps, point)
+    steady = seconds[2:] or seconds
+    reference = arguments.references and os.path.join(arguments.references, f"{point}.pt")
+    record = {
+        "step_s": statistics.median(steady),
+        "step_min_s": min(steady),
+        "step_max_s": max(steady),
+        "issue_s": statistics.median(issued[2:] or issued),
+        "first_step_s": seconds[0],
+        "peak_gib": peak_gib(),
+        "finite": bool(result.isfinite().all()),
+        "rel_err": relative_error(result, reference, arguments.variant == BASELINE),
+    }
+    if arguments.reload and thorough:
+        comfy.model_management.unload_all_models()
+        again, _ = sample(model, arguments.steps, point)
+        record["bit_equal_after_reload"] = torch.equal(result, again)
+    if arguments.kernels and thorough:
+        record["kernel_s"] = kernel_seconds(model, point)
+    return record
 
 
 def main():
     arguments = parse()
     start_host()
-    import comfy.model_management
     import torch
     from variants import VARIANTS
 
-    record = {"variant": arguments.variant, "size": arguments.size, "steps": arguments.steps}
     with torch.inference_mode():
         start = time.perf_counter()
         model = VARIANTS[arguments.variant](arguments.checkpoint)
         synchronize()
-        record["load_s"] = time.perf_counter() - start
-        record["peak_load_gib"] = peak_gib()
-        record["model_gib"] = model.model_size() / GIB
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-        with issuing(model) as issued:
-            result, seconds = sample(model, arguments)
-        steady = seconds[2:] or seconds
-        record |= {
-            "step_s": statistics.median(steady),
-            "step_min_s": min(steady),
-            "step_max_s": max(steady),
-            "issue_s": statistics.median(issued[2:] or issued),
-            "first_step_s": seconds[0],
-            "peak_gib": peak_gib(),
-            "finite": bool(result.isfinite().all()),
-            "rel_err": relative_error(result, arguments.reference),
+        loaded = {
+            "load_s": time.perf_counter() - start,
+            "peak_load_gib": peak_gib(),
+            "model_gib": model.model_size() / GIB,
         }
-        if arguments.reload:
-            comfy.model_management.unload_all_models()
-            again, _ = sample(model, arguments)
-            record["bit_equal_after_reload"] = torch.equal(result, again)
-        if arguments.kernels:
-            record["kernel_s"] = kernel_seconds(model, arguments)
-    print(json.dumps(record), flush=True)
+        for i, point in enumerate(points(arguments)):
+            described = {"variant": arguments.variant, **dataclasses.asdict(point), "steps": arguments.steps}
+            try:
+                record = measured(model, point, arguments, thorough=i == 0)
+            except Exception as error:
+                # the other points are measured all the same: a large one may not fit
+                traceback.print_exc()
+                record = {"error": f"{type(error).__name__}: {error}"[:500]}
+            print(json.dumps(described | loaded | record), flush=True)
 
 
 if __name__ == "__main__":

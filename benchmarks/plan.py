@@ -12,11 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
-import sys
 
-from compare import environment
-from measure import GIB, TEXT_TOKENS, peak_gib, start_host
+from measure import GIB, peak_gib, start_host
+from points import TEXT_TOKENS
+from records import Records, RunFailed, in_fresh_process, markdown, only
 
 CONFIGS = {
     "none": {"precision": "none"},
@@ -112,29 +111,28 @@ def sampled(model, width: int, height: int, batch: int, steps: int, sizes):
 
 
 def run(arguments: argparse.Namespace, case: str) -> dict:
-    command = [sys.executable, os.path.abspath(__file__), arguments.checkpoint, "--case", case]
-    done = subprocess.run([*command, "--steps", str(arguments.steps)], capture_output=True, text=True)
-    if done.returncode:
-        print(done.stderr[-3000:], file=sys.stderr)
-        return {"case": case, "failed": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    try:
+        return only(in_fresh_process("plan.py", arguments.checkpoint, "--case", case, "--steps", arguments.steps))
+    except RunFailed as failure:
+        return {"case": case, "failed": str(failure)}
 
 
 def table(records: list[dict]) -> str:
-    lines = [
-        "| config | size | batch | predicted GiB | measured GiB | error | most at |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for r in records:
+    header = "config", "size", "batch", "predicted GiB", "measured GiB", "error", "most at"
+
+    def row(r: dict) -> list[str]:
         if "failed" in r:
-            lines.append(f"| {r['case']} | failed: {r['failed'][:80]} | | | | | |")
-            continue
-        measured = f"{r['measured_gib']:.2f} | {r['error']:+.1%}" if "measured_gib" in r else "- | -"
-        lines.append(
-            f"| {r['config']} | {r['width']}×{r['height']} | {r['batch']} | {r['predicted_gib']:.2f} | {measured} "
-            f"| {r['moment']} |"
-        )
-    return "\n".join(lines)
+            return [r["case"], f"failed: {r['failed'][:80]}"]
+        return [
+            r["config"],
+            f"{r['width']}×{r['height']}",
+            str(r["batch"]),
+            f"{r['predicted_gib']:.2f}",
+            *([f"{r['measured_gib']:.2f}", f"{r['error']:+.1%}"] if "measured_gib" in r else "--"),
+            r["moment"],
+        ]
+
+    return markdown(header, map(row, records))
 
 
 def main():
@@ -142,18 +140,11 @@ def main():
     if arguments.case:
         run_once(arguments)
         return
-    about = environment()
-    records = []
-    cases = [f"{name}:{size}" for name in arguments.configs.split(",") for size in arguments.sizes.split(",")]
-    for case in cases:
-        records.append(run(arguments, case))
-        print(json.dumps(records[-1]), flush=True)
-    if arguments.out:
-        with open(arguments.out, "w") as out:
-            out.writelines(json.dumps(record | about) + "\n" for record in records)
-        with open(os.path.splitext(arguments.out)[0] + ".md", "w") as out:
-            out.write(table(records) + "\n")
-    print(table(records))
+    records = Records(arguments.out)
+    for name in arguments.configs.split(","):
+        for size in arguments.sizes.split(","):
+            records.add(run(arguments, f"{name}:{size}"))
+    records.finish(table)
 
 
 if __name__ == "__main__":

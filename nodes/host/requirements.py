@@ -33,6 +33,7 @@ SYMBOLS = {
     "comfy.weight_adapter": ("WeightAdapterBase",),
     "comfy_api.latest": ("ComfyExtension", "io"),
     "comfy_api.torch_helpers": ("set_torch_compile_wrapper",),
+    "comfy_execution.utils": ("get_executing_context",),
     "folder_paths": (
         "get_filename_list", "get_folder_paths", "get_full_path", "get_output_directory", "get_save_image_path",
     ),

@@ -1,4 +1,4 @@
-"""The canvas of the host in a headless browser: one browser for all, a page for each file, a workflow for each test.
+"""The canvas of the host in a headless browser: a browser and a page for each file, a workflow for each test.
 
 FRONTEND_ROOT=…/comfyui_frontend_package/static runs them on another frontend (docs/hosts.md).
 """
@@ -10,7 +10,8 @@ from canvas_user import CanvasUser
 from comfy_host import HostError
 
 
-@pytest.fixture(scope="session")
+# not for the whole session: while it is open, the event loop of playwright runs, and no other can
+@pytest.fixture(scope="module")
 def browser():
     try:
         with headless_browser() as running:
@@ -19,14 +20,14 @@ def browser():
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def example_picture(browser, host):
     """The picture that a ComfyUI brings along in its input folder, for Load Image."""
     picture = host.root / "input" / "example.png"
     (host.base / "input" / picture.name).write_bytes(picture.read_bytes())
 
 
-@pytest.fixture(scope="session", autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def validated(browser, client):
     """The canvas tells of workflows that break its schema; newer ones do only with this setting."""
     requests.post(f"{client.url}/api/settings/Comfy.Validation.Workflows", json=True, timeout=60).raise_for_status()
