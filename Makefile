@@ -7,6 +7,8 @@ TORCH ?= torch torchvision
 PORT ?= 8188
 # More arguments for pytest: make test ARGS="tests/e2e -k nf4"
 ARGS ?=
+# Processes that share the tests, file by file, each with one thread. On a GPU, whose memory is measured: make test JOBS=0
+JOBS ?= 2
 
 BIN := .venv/bin
 
@@ -26,8 +28,9 @@ setup: .venv/.installed  ## make .venv/ (torch and everything else) and .host/Co
 	$(BIN)/python -m pip install --disable-pip-version-check --quiet -r requirements-dev.txt -e .
 	@touch $@
 
+test: export OMP_NUM_THREADS ?= 1
 test: lint  ## set up, lint, run every test (ARGS="…" goes to pytest)
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: setup  ## set up and run ruff
 	$(BIN)/ruff check .
