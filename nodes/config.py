@@ -35,7 +35,7 @@ class QuantFluxConfig(io.ComfyNode):
                     options=["auto", *COMPUTE_DTYPES],
                     default="auto",
                     tooltip="What products are computed in. auto: bfloat16 where the device has it. float8: 4-bit "
-                    "transformers, on Ada cards or newer: a little less exact, not yet faster; all else in bfloat16.",
+                    "transformers, on Ada cards or newer: a little less exact, and faster; all else in bfloat16.",
                 ),
                 io.Boolean.Input(
                     "double_quant",
