@@ -17,7 +17,7 @@ from ...quant_core.plan import Card, Variant
 from ...quant_core.plan.activations import LATENT
 from ...quant_core.source import Source
 from .compute_dtype import encoder_dtype, transformer_dtype
-from .flux_model import WORKSPACE
+from .flux_model import workspace
 
 CHANNELS = 16  # of FLUX's latents
 DECODE_VALUES_PER_PIXEL = 2178  # by which the host judges: VAE.memory_used_decode in comfy/sd.py
@@ -78,7 +78,7 @@ def _sampling_reserve(precision: str, width: int, height: int, batch: int, devic
     """Bytes that the host leaves beside the transformer, by its own formula, as ``load_models_gpu`` does."""
     dtype = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
     like_flux = SimpleNamespace(
-        memory_usage_factor=WORKSPACE.get(precision, FLUX.memory_usage_factor),
+        memory_usage_factor=workspace(precision, device) or FLUX.memory_usage_factor,
         memory_usage_factor_conds=(),
         memory_usage_shape_process={},
         manual_cast_dtype=None,

@@ -8,6 +8,7 @@ import torch
 
 from ...quant_core.config import FLOAT8
 from ...quant_core.flux.config import PATCH_SIZE, FluxConfig
+from ...quant_core.kernels import triton_available
 from ...quant_core.kernels.fp8 import require_float8
 from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.memory import largest_weight_nbytes, planned_nbytes
@@ -22,9 +23,10 @@ from .saving import remember
 
 # What sampling needs beside the weights, in the host's measure: hundredths of a MiB for each latent pixel and each byte
 # of the dtype. Measured on an H100 at 1024x1024 (2026-11-25), scratch for the largest unpacked layer included: 0.55 GiB
-# for 4 bit, which is 1.7, and 0.98 GiB for LLM.int8(), 3.1; the rest is margin. The host's own figure for FLUX is 3.1:
-# it would keep a layer of a 4-bit FLUX.1-dev off a card with 8 GiB free.
-WORKSPACE = {"nf4": 2.0, "fp4": 2.0, "int8": 3.4}
+# for 4 bit, which is 1.7, 0.56 GiB for LLM.int8() by our kernels, and 0.98 GiB, 3.1, by those of bitsandbytes; the rest
+# is margin. The host's own figure for FLUX is 3.1: with it a layer of a 4-bit FLUX.1-dev would stay off a card that has
+# 8 GiB free.
+WORKSPACE, WORKSPACE_OF_BITSANDBYTES_INT8 = 2.0, 3.4
 
 
 def load_flux_model(source: Source) -> PackedModelPatcher:
@@ -56,7 +58,7 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
     multiply_blocks_in_float8(model.diffusion_model)
     remember(model.diffusion_model, source)
     precision = "int8" if source.uses_int8 else source.config.precision
-    model.memory_usage_factor = WORKSPACE.get(precision, model.memory_usage_factor)
+    model.memory_usage_factor = workspace(precision, device) or model.memory_usage_factor
 
     patcher = PackedModelPatcher(model, load_device=device, offload_device=offload_device)
     if destination == device and not memory.is_device_cpu(device):
@@ -64,6 +66,13 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
         patcher.patch_model(device)
         memory.load_models_gpu([patcher], force_full_load=True)
     return patcher
+
+
+def workspace(precision: str, device: torch.device) -> float | None:
+    """The host's ``memory_usage_factor`` for a packed FLUX that runs on ``device``; None: the host's own."""
+    if precision == "none":
+        return None
+    return WORKSPACE_OF_BITSANDBYTES_INT8 if precision == "int8" and not triton_available(device) else WORKSPACE
 
 
 def unet_config(config: FluxConfig) -> dict:

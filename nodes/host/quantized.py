@@ -24,7 +24,7 @@ from .agreement import require_agreement
 from .compute_dtype import transformer_dtype
 from .copying import ModelCopy, config_of_copy, patcher_for, require_unheld, room_for
 from .diffusers_names import diffusers_names
-from .flux_model import WORKSPACE
+from .flux_model import workspace
 from .operations import multiply_blocks_in_float8, operations, packed_linears
 from .patcher import PackedModelPatcher
 from .progress import progress_bar
@@ -224,7 +224,7 @@ def _set_up(model: comfy.model_base.BaseModel, device: torch.device, config: Qua
     model.diffusion_model.dtype = dtype
     flux = _flux_config(model)
     if flux is not None:
-        model.memory_usage_factor = WORKSPACE[config.precision]
+        model.memory_usage_factor = workspace(config.precision, device)
         remember(model.diffusion_model, _provenance(model.diffusion_model, config, flux))
 
 

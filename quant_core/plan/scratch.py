@@ -1,8 +1,8 @@
 """What a product with a weight needs beside its input and its output, layout by layout.
 
 This is the one place that knows what the kernels allocate: when one changes, so does its function here. ``fused`` is
-whether our own kernels run for int8 (quant_core/kernels); all others are those of bitsandbytes 0.50 on CUDA
-(backends/cuda/ops.py, backends/default/ops.py).
+whether our own kernels run (quant_core/kernels); else it is those of bitsandbytes 0.50 on CUDA (backends/cuda/ops.py,
+backends/default/ops.py).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 
 import torch
 
+from ..kernels.four_bit import can_unpack
 from ..source import Source
 from .weights import recipe
 
@@ -42,7 +43,8 @@ def linear_scratch(
     if config.precision == "int8":
         scratch = fused_int8_scratch if fused else int8_scratch
         return casts + scratch(shape, rows, config.int8_threshold, compute_dtype)
-    return casts + four_bit_scratch(shape, config.blocksize, config.double_quant, compute_dtype)
+    expands = config.double_quant and not (fused and can_unpack(shape, config.blocksize))
+    return casts + four_bit_scratch(shape, config.blocksize, expands, compute_dtype)
 
 
 def plain_scratch(shape: tuple[int, int], stored: torch.dtype, dtype: torch.dtype) -> int:
