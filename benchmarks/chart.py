@@ -11,7 +11,6 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 
-from compare import point_of
 from measure import BASELINE
 from PIL import Image, ImageDraw
 from points import Point
@@ -56,7 +55,7 @@ def medians(records: Sequence[dict]) -> dict[str, dict[Point, dict[str, float]]]
     found: dict[str, dict[Point, list[dict]]] = {}
     for record in records:
         if "ratio" in record:
-            found.setdefault(record["variant"], {}).setdefault(point_of(record), []).append(record)
+            found.setdefault(record["variant"], {}).setdefault(Point.of(record), []).append(record)
     return {
         variant: {
             point: {k: statistics.median(r[k] for r in rows) for k in keys if all(r.get(k) is not None for r in rows)}
@@ -80,8 +79,11 @@ def bars(records: Sequence[dict]) -> Image.Image:
     picture = Image.new("RGB", (WIDTH, axis + 70 + LEGEND_ROW * len(names) + MARGIN // 2), PAPER)
     draw = ImageDraw.Draw(picture)
     draw.text((MARGIN, 22), "Time of a step, against bf16 uncompiled", INK, font(TITLE))
-    draw.text((MARGIN, 76), f"{point.size} x {point.size}, {records[0]['machine']}", SOFT, font(TEXT))
+    draw.text(
+        (MARGIN, 76), f"{point.size} x {point.size}, {records[0]['machine']}, {records[0]['date']}", SOFT, font(TEXT)
+    )
     horizontal_axis(draw, steps, step, "", TOP, axis)
+    draw.line((MARGIN + scale, TOP, MARGIN + scale, axis), INK, 3)
     for i, (variant, figures) in enumerate(rows):
         y = TOP + 12 + ROW * i
         text(draw, (MARGIN, y), variant, INK, TEXT, "la")
@@ -91,8 +93,6 @@ def bars(records: Sequence[dict]) -> Image.Image:
         text(draw, (WIDTH - MARGIN, y), ", ".join(notes), INK, TEXT, "ra")
         right = round(MARGIN + figures["ratio"] * scale)
         draw.rectangle((MARGIN, y + 38, right, y + 38 + BAR), COLOURS[kind(variant)])
-    one = MARGIN + scale
-    draw.line((one, TOP, one, axis), INK, 3)
     legend(draw, axis + 60, names, COLOURS)
     return picture
 
@@ -175,15 +175,26 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
+def draw(results: str, picture: str):
+    """Read JSON lines of ``compare.py`` and save a PNG.
+
+    Raises:
+        ValueError: no line has a ratio of stock bf16.
+    """
+    with open(results) as file:
+        records = [json.loads(line) for line in file]
+    if BASELINE not in medians(records):
+        raise ValueError(f"{results} has no line of {BASELINE} with a ratio: only what compare.py writes can be drawn.")
+    grown = growth(records)
+    stacked([bars(records), *([grown] if grown else [])]).save(picture, optimize=True)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", help="JSON lines of compare.py")
     parser.add_argument("picture")
     arguments = parser.parse_args()
-    with open(arguments.results) as file:
-        records = [json.loads(line) for line in file]
-    grown = growth(records)
-    stacked([bars(records), *([grown] if grown else [])]).save(arguments.picture, optimize=True)
+    draw(arguments.results, arguments.picture)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,18 @@ import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
 
+from chart import draw
 from measure import BASELINE
 from points import Point, add_options, options
 from records import Records, RunFailed, in_fresh_process, markdown, only
 
 DEFAULT = (BASELINE, "bare-nf4", "ours-nf4", "ours-nf4-dq", "ours-int8-t0", "ours-int8-t6")
-PEERS = ("stock-fp8", "stock-fp8fast", "gguf-q8_0", "gguf-q4_0", "bare-nf4", "bare-int8-t0", "bare-int8-t6")
-DIFFUSERS = ("diffusers-nf4", "diffusers-int8")
-OURS = ("ours-nf4", "ours-nf4-dq", "ours-nf4-fp8", "ours-fp4", "ours-int8-t0", "ours-int8-t6")
-# compiled, bare int8 and GGUF gain little or nothing, and take minutes
-COMPILED = (BASELINE, "stock-fp8", "stock-fp8fast", "bare-nf4", *DIFFUSERS, *OURS)
-ALL = (BASELINE, *PEERS, *DIFFUSERS, *OURS, *(f"{name}-compile" for name in COMPILED))
+EAGER = (
+    *(BASELINE, "stock-fp8", "stock-fp8fast", "gguf-q8_0", "gguf-q4_0", "bare-nf4", "bare-int8-t0", "bare-int8-t6"),
+    *("diffusers-nf4", "diffusers-int8"),
+    *("ours-nf4", "ours-nf4-dq", "ours-nf4-fp8", "ours-fp4", "ours-int8-t0", "ours-int8-t6"),
+)
+ALL = (*EAGER, *(f"{name}-compile" for name in EAGER))
 
 
 def parse() -> argparse.Namespace:
@@ -37,7 +38,9 @@ def parse() -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--kernels", action="store_true", help="sum up the time of the kernels, too")
     parser.add_argument("--gguf", help="folder of ComfyUI-GGUF, for gguf-…; else COMFYUI_GGUF_PATH")
-    parser.add_argument("--out", required=True, help="JSON lines, one measurement each; a Markdown table goes beside")
+    parser.add_argument(
+        "--out", required=True, help="JSON lines, one measurement each; a table (.md) and a chart (.png) go beside"
+    )
     arguments = parser.parse_args()
     arguments.variants = ALL if arguments.variants == "all" else arguments.variants.split(",")
     if BASELINE not in arguments.variants:
@@ -73,22 +76,13 @@ def measure(variant: str, arguments: argparse.Namespace, references: str) -> Ite
         yield {"variant": variant, "error": str(failure)}
 
 
-def point_of(record: dict) -> Point | None:
-    """None of a run that failed before its first point. Records from before there were points have but a size."""
-    return (
-        Point(record["size"], record.get("batch", 1), record.get("text_tokens", Point.text_tokens))
-        if "size" in record
-        else None
-    )
-
-
 def table(records: list[dict]) -> str:
     """Medians over the rounds, as Markdown."""
     rows = []
-    points = list(dict.fromkeys(point_of(record) for record in records if "size" in record))
+    points = list(dict.fromkeys(Point.of(record) for record in records if "size" in record))
     for variant in dict.fromkeys(record["variant"] for record in records):
         for point in points:
-            row = median_row(variant, [r for r in records if r["variant"] == variant and point_of(r) == point])
+            row = median_row(variant, [r for r in records if r["variant"] == variant and Point.of(r) == point])
             rows.append([*row[:1], *([str(point)] if len(points) > 1 else []), *row[1:]])
     where = ["at"] if len(points) > 1 else []
     return markdown(["variant", *where, "s/step", "ratio", "min-max s", "peak GiB", "load s", "error"], rows)
@@ -130,11 +124,12 @@ def main():
                                 f"{BASELINE} failed, so there is nothing to compare with: {record['error']}"
                             )
                         if "step_s" in record:
-                            baseline[point_of(record)] = record["step_s"]
-                    if "step_s" in record and point_of(record) in baseline:
-                        record["ratio"] = record["step_s"] / baseline[point_of(record)]
+                            baseline[Point.of(record)] = record["step_s"]
+                    if "step_s" in record and Point.of(record) in baseline:
+                        record["ratio"] = record["step_s"] / baseline[Point.of(record)]
                     records.add(record | {"round": round_number})
     records.finish(table)
+    draw(arguments.out, os.path.splitext(arguments.out)[0] + ".png")
 
 
 if __name__ == "__main__":

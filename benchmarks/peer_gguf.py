@@ -20,7 +20,9 @@ BLOCK = 32  # weights that share a scale
 
 def q8_0(rows: torch.Tensor) -> torch.Tensor:
     """(n, 32) float32 → (n, 34) bytes: a float16 scale, then 32 int8. Bit for bit what gguf's numpy makes."""
-    scale = rows.abs().amax(1, keepdim=True) / 127
+    largest = rows.abs().amax(1, keepdim=True)
+    # by a tensor: a GPU would multiply by the inverse of a number
+    scale = largest / torch.full_like(largest, 127)
     scaled = rows * _inverse(scale)
     # away from zero at a half, where torch rounds to even
     values = scaled.sign() * (scaled.abs().floor() + (2 * (scaled.abs() - scaled.abs().floor())).floor())

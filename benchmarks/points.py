@@ -15,6 +15,12 @@ class Point:
     batch: int = 1
     text_tokens: int = TEXT_TOKENS
 
+    @classmethod
+    def of(cls, record: dict) -> Point | None:
+        """Where a record was measured; None of a run that failed before. Older records have but a size."""
+        found = {field.name: record[field.name] for field in dataclasses.fields(cls) if field.name in record}
+        return cls(**found) if "size" in found else None
+
     def __str__(self) -> str:
         return f"{self.size}x{self.size}, batch {self.batch}, {self.text_tokens} text tokens"
 

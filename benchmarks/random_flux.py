@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Iterator
 
 import torch
@@ -46,6 +47,7 @@ def main():
     parser.add_argument("--small", action="store_true", help="one block of each kind, for a trial on a CPU")
     parser.add_argument("--precision", default="none", help="nf4, fp4 or int8: packed, in a file of that size")
     arguments = parser.parse_args()
+    os.makedirs(os.path.dirname(os.path.abspath(arguments.path)), exist_ok=True)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, config = ONE_BLOCK_EACH if arguments.small else FLUX_DEV, QuantConfig(arguments.precision)
 

@@ -4,12 +4,14 @@
     COMFYUI_PATH=/some/ComfyUI python benchmarks/t5.py FOLDER --out benchmarks/results/t5.jsonl
 
 Each variant runs in a fresh process, rounds alternating. ``encode_s`` is T5 alone, ``clip_s`` what CLIP Text Encode
-waits for, with CLIP-L: medians, with T5 on the device. Tokens are random, as many as asked for; the host makes a prompt 256 long.
+waits for, with CLIP-L: medians, with T5 on the device. The tokens are random, as many as asked for (the host fills a
+prompt up to 256).
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import statistics
@@ -56,11 +58,15 @@ def load(variant: str, folder: str):
     import comfy.sd
     import folder_paths
     from quantflux.nodes.load_t5 import QuantFluxLoadT5
+    from quantflux.quant_core.checkpoint import open_checkpoint
     from quantflux.quant_core.config import QuantConfig
+    from quantflux.quant_core.source import t5_source
 
     if variant == BASELINE:
         paths = [os.path.join(folder, name) for name in (T5, CLIP_L)]
-        return comfy.sd.load_clip(paths, clip_type=comfy.sd.CLIPType.FLUX)
+        # for the small T5 of a trial: the host knows the sizes of T5-XXL only
+        sizes = {"t5xxl_model_config": dataclasses.asdict(t5_source(open_checkpoint(paths[0])).model)}
+        return comfy.sd.load_clip(paths, clip_type=comfy.sd.CLIPType.FLUX, model_options=sizes)
     folder_paths.add_model_folder_path("text_encoders", os.path.abspath(folder))
     return QuantFluxLoadT5.execute(T5, CLIP_L, QuantConfig(**CONFIGS[variant]))[0]
 
