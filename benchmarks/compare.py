@@ -53,7 +53,8 @@ def peers_files(variants: Sequence[str], checkpoint: str) -> Iterator[None]:
     """What some peers load instead of the checkpoint is made of it, and removed again."""
     made = []
     try:
-        for peer, kind in dict.fromkeys(tuple(variant.split("-")[:2]) for variant in variants):
+        for name in dict.fromkeys(variant.removesuffix("-compile") for variant in variants):
+            peer, _, kind = name.partition("-")
             if peer in ("gguf", "diffusers"):
                 # where this fails, so does the variant, and its record says that its file is missing
                 with contextlib.suppress(RunFailed):
@@ -61,7 +62,10 @@ def peers_files(variants: Sequence[str], checkpoint: str) -> Iterator[None]:
         yield
     finally:
         for path in made:
-            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+            if os.path.isdir(path):
+                shutil.rmtree(path)
+            else:
+                os.remove(path)
 
 
 def measure(variant: str, arguments: argparse.Namespace, references: str) -> Iterator[dict]:

@@ -177,6 +177,8 @@ def main():
     import torch
     from variants import VARIANTS
 
+    if arguments.variant not in VARIANTS:
+        raise SystemExit(f"{arguments.variant} is none of the variants: {', '.join(VARIANTS)}")
     with torch.inference_mode():
         start = time.perf_counter()
         model = VARIANTS[arguments.variant](arguments.checkpoint)

@@ -81,6 +81,8 @@ def diffusers(kind: str, compiled: bool = False):
 
         transformer = FluxTransformer2DModel.from_pretrained(beside(checkpoint, kind), torch_dtype=torch.bfloat16)
         if compiled:
+            # or LLM.int8() breaks each block into many graphs
+            torch._dynamo.config.capture_dynamic_output_shape_ops = True
             transformer.compile_repeated_blocks()
         sizes = {"image_model": "flux", "guidance_embed": True, "in_channels": 16, "out_channels": 16}
         config = comfy.supported_models.Flux(sizes | {"disable_unet_model_creation": True})
