@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..quant_core.report import memory_chart, memory_text
 from .host.memory_state import held_by, process_memory
-from .report import image
+from .report import image, preformatted
 from .types import CATEGORY
 
 
@@ -47,4 +47,4 @@ class QuantFluxMemoryReport(io.ComfyNode):
             "held": [vars(one) for one in held],
             "process": process,
         }
-        return io.NodeOutput(report, chart, ui={"text": [report], "quantflux": [figures]})
+        return io.NodeOutput(preformatted(report), chart, ui={"text": [report], "quantflux": [figures]})

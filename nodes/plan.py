@@ -9,7 +9,7 @@ from ..quant_core.report.plan_text import plan_text
 from .host.card import card, dtypes
 from .host.folders import T5S, TRANSFORMERS, chosen, names
 from .host.progress import progress_bar
-from .report import image
+from .report import image, preformatted
 from .types import CATEGORY, QuantConfigSocket
 
 
@@ -70,7 +70,9 @@ class QuantFluxPlan(io.ComfyNode):
         planned = plan(found, width, height, batch_size, card(width, height, batch_size), dtypes)
         report = plan_text(planned)
         return io.NodeOutput(
-            report, image(plan_chart(planned)), ui={"text": [report], "quantflux": [_figures(planned)]}
+            preformatted(report),
+            image(plan_chart(planned)),
+            ui={"text": [report], "quantflux": [_figures(planned)]},
         )
 
 

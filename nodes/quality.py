@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..quant_core.report import quality_chart, quality_csv, quality_text
 from .host.quality import compared
 from .host.trajectories import SCHEDULERS, same_sampling
-from .report import image
+from .report import image, preformatted
 from .types import CATEGORY
 
 
@@ -73,7 +73,7 @@ class QuantFluxQuality(io.ComfyNode):
             "csv": csv,
         }
         ui = {"text": [report], "quantflux": [_finite(figures)]}
-        return io.NodeOutput(report, image(quality_chart(quality)), csv, ui=ui)
+        return io.NodeOutput(preformatted(report), image(quality_chart(quality)), csv, ui=ui)
 
 
 def _finite(value):

@@ -30,6 +30,11 @@ def loaded(source: Source, model: torch.nn.Module) -> dict[str, list]:
     return shown([text], [figures])
 
 
+def preformatted(text: str) -> str:
+    """A text in columns as an output: Preview as Text takes it for Markdown, and would run its lines together."""
+    return f"```\n{text}\n```"
+
+
 def image(picture: Image.Image) -> torch.Tensor:
     """An RGB picture as the host's IMAGE: float32 ``(1, height, width, 3)`` from 0 to 1."""
     return torch.from_numpy(numpy.asarray(picture, dtype=numpy.float32) / 255)[None]

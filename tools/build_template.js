@@ -1,6 +1,7 @@
 // Builds a graph on the canvas, and gives it back as the frontend saves it and as it exports it for the API.
 async ({graph, groups, note, downloads, versions}) => {
     const GAP = 60, MARGIN = 30, TITLE = 80, WIDTH = 340
+    const WIDTHS = {PreviewAny: 680}  // the lines of reports
     const HEIGHTS = {SaveImage: 400, PreviewImage: 400, PreviewAny: 420, LoadImage: 400, CLIPTextEncode: 180}
     const TEXT = 60  // what nodes of ours grow by to tell what they have done
     const NOTE = {width: 480, line: 15, letters: 80}
@@ -22,7 +23,7 @@ async ({graph, groups, note, downloads, versions}) => {
         const pack = class_type.startsWith('QuantFlux') ? 'quantflux' : 'comfy-core'
         Object.assign(node.properties, {cnr_id: pack, ver: versions[pack]})
         const [width, height] = node.computeSize()
-        node.setSize([Math.max(width, WIDTH), Math.max(height, HEIGHTS[class_type] ?? 0)])
+        node.setSize([Math.max(width, WIDTHS[class_type] ?? WIDTH), Math.max(height, HEIGHTS[class_type] ?? 0)])
         node.pos = [x, y]
         return node
     }

@@ -34,8 +34,9 @@ def _row(name: str, held: Sequence[Held]) -> tuple[str, ...]:
     now, at_16_bit = (sum(getattr(one, of) for one in held) for of in ("nbytes", "nbytes_16bit"))
     saved = at_16_bit - now
     places = " + ".join(sorted({one.place for one in held}))
-    sign = "-" if saved < 0 else ""
-    return name, readable(now), readable(at_16_bit), sign + readable(abs(saved)), places
+    difference = readable(abs(saved))
+    sign = "-" if saved < 0 and difference != readable(0) else ""
+    return name, readable(now), readable(at_16_bit), sign + difference, places
 
 
 def _aligned(rows: Iterable[tuple[str, ...]]) -> list[str]:

@@ -24,7 +24,7 @@ def test_a_plan_is_made_at_each_queue_and_tells_what_the_loader_then_takes(clien
     finished = client.run(graph)
     (figures,) = finished.outputs["plan"]["quantflux"]
     (text,) = finished.outputs["plan"]["text"]
-    assert finished.outputs["text"]["text"] == [text]
+    assert finished.outputs["text"]["text"] == [f"```\n{text}\n```"]
     (picture,) = finished.images
     assert picture.width == 1024
     # again, though nothing changed

@@ -89,7 +89,7 @@ def test_the_report_counts_the_models_of_the_workflow_at_each_run(client):
     finished = client.run(graph)
     (figures,) = finished.outputs["report"]["quantflux"]
     (text,) = finished.outputs["report"]["text"]
-    assert finished.outputs["text"]["text"] == [text]
+    assert finished.outputs["text"]["text"] == [f"```\n{text}\n```"]
     assert {one["component"] for one in figures["held"]} == {"Transformer", "T5", "CLIP-L", "VAE"}
     transformer = sum(one["nbytes"] for one in figures["held"] if one["component"] == "Transformer")
     assert transformer == pytest.approx(finished.outputs["transformer"]["quantflux"][0]["bytes"], rel=0.02)

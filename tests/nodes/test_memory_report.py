@@ -39,9 +39,10 @@ def clip_of(text_files, config=CONFIGS[0]):
 
 def report(**inputs):
     output = QuantFluxMemoryReport.execute(**inputs)
-    text, chart = output.args
+    shown, chart = output.args
     (figures,) = output.ui["quantflux"]
-    assert output.ui["text"] == [text]
+    (text,) = output.ui["text"]
+    assert shown == f"```\n{text}\n```"
     assert chart.dtype == torch.float32 and chart.shape[0] == 1 and chart.shape[3] == 3
     assert 0 <= chart.min() and chart.max() <= 1
     assert figures["bytes"] == sum(one["nbytes"] for one in figures["held"])

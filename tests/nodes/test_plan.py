@@ -161,9 +161,10 @@ def offered(flux_file, text_files):
 
 def run(model_name, t5_name, config=None, width=256, height=256, batch_size=1):
     output = QuantFluxPlan.execute(model_name, t5_name, width, height, batch_size, config)
-    text, chart = output.args
+    shown, chart = output.args
     (figures,) = output.ui["quantflux"]
-    assert output.ui["text"] == [text]
+    (text,) = output.ui["text"]
+    assert shown == f"```\n{text}\n```"
     assert chart.dtype == torch.float32 and chart.shape[0] == 1 and chart.shape[3] == 3
     assert 0 <= chart.min() and chart.max() <= 1
     return text, figures

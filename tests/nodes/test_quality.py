@@ -58,9 +58,10 @@ def report(reference, model, **changes) -> dict:
     """What the node found; what it shows is looked at on the way."""
     given = {"positive": conditioning(), "latent_image": latent(), "steps": STEPS, "seed": SEED}
     output = QuantFluxQuality.execute(reference=reference, model=model, **(given | changes))
-    text, chart, table = output.args
+    shown, chart, table = output.args
     (figures,) = output.ui["quantflux"]
-    assert output.ui["text"] == [text] and figures["csv"] == table
+    (text,) = output.ui["text"]
+    assert shown == f"```\n{text}\n```" and figures["csv"] == table
     assert chart.shape[0] == 1 and chart.shape[2:] == (1024, 3)
     rows = list(csv.DictReader(io.StringIO(table)))
     assert len([row for row in rows if row["measure"] == "velocity"]) == len(figures["steps"])
