@@ -42,7 +42,7 @@ serve: setup  ## ComfyUI with its canvas and this pack on 127.0.0.1:PORT (8188)
 	@$(BIN)/python tools/serve.py --port $(PORT)
 
 dist: setup  ## the archive that the Comfy Registry publishes → dist/
-	@$(BIN)/python tools/dist.py
+	@$(BIN)/python tools/build_archive.py
 
 clean:  ## remove all that the other targets made
 	rm -rf .venv .host output build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

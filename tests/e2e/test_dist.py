@@ -6,9 +6,9 @@ import zipfile
 
 import pytest
 import requests
+from build_archive import PackError, pack
 from comfy_client import PromptFailed
 from comfy_host import PACK_NAME, REPOSITORY, ComfyHost
-from dist import PackError, pack
 from read_picture import read_picture
 from shape_scenes import prompts
 from tiny_workflow import MODELS, text_to_image
