@@ -140,8 +140,8 @@ def test_the_packed_files_open_as_what_they_are(host, draw):
 def test_every_report_is_shown_with_its_chart(draw):
     finished = draw(small("flux_dev_plan_and_quality", CAPTION, steps=2))
     for report, word in (("plan", "double quant"), ("quality", "velocity"), ("memory", "transformer")):
-        (text,) = finished.outputs[f"{report}_text"]["text"]
-        assert [text] == finished.outputs[report]["text"]
+        (text,) = finished.outputs[report]["text"]
+        assert finished.outputs[f"{report}_text"]["text"] == [f"```\n{text}\n```"]
         assert word in text.lower()
         assert [file.kind for file in finished.saved if file.node_id == f"{report}_chart"] == ["images"]
     assert 0.05 < finished.outputs["quality"]["quantflux"][0]["weight"] < 0.15
