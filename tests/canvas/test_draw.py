@@ -79,7 +79,8 @@ def test_wired_by_hand_it_draws_what_the_prompt_says(user, graph, host):
     # the loaders say what they have loaded
     for loader in ("transformer", "text_encoders"):
         user.page.wait_for_function(
-            "name => user.find(name).widgets.some(widget => /^nf4 · .* MiB/.test(widget.value))", arg=title[loader]
+            "name => user.said.some(({nodeId, text}) => nodeId == user.find(name).id && /^nf4 · .* MiB/.test(text))",
+            arg=title[loader],
         )
 
     # the picture brings its workflow along

@@ -9,8 +9,11 @@
     const ends = []
     for (const name of ['execution_success', 'execution_error', 'execution_interrupted'])
         app.api.addEventListener(name, () => ends.push(name))
+    // what the host has had nodes say: newer frontends show it until the run ends, older ones leave it there
+    const said = []
+    app.api.addEventListener('progress_text', ({detail}) => said.push(detail))
     window.user = {
-        find, ends,
+        find, ends, said,
         output: (name, slot) => onPage(find(name).getOutputPos(slot)),
         input: (name, key) => onPage(find(name).getInputPos(find(name).findInputSlot(key))),
         widget: (name, key) => find(name).widgets.find(w => w.name === key),
