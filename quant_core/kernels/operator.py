@@ -12,8 +12,8 @@ def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
     """Register a function as ``name``, and call it as such only where torch.compile traces.
 
     The result has ``register_fake``, as ``torch.library.custom_op`` has, which is not used because what it does around
-    each call takes 0.1 ms and more (torch 2.11, on an H100's host, 2026-11-25): a compiled step waits for it hundreds
-    of times.
+    each call takes long (0.2 ms in a profile, torch 2.11, on an H100's host, 2026-11-25): a compiled step waits for it
+    hundreds of times.
     """
 
     def register(function: Callable) -> Callable:
