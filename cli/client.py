@@ -13,6 +13,7 @@ import requests
 import websocket
 
 from .errors import ServerGone
+from .interrupts import raise_if_interrupted
 from .results import Finished, Graph, OutputFile, PromptFailed, PromptRejected
 
 ProgressHook = Callable[[str, int, int], None]
@@ -20,6 +21,8 @@ NodeHook = Callable[[str], None]
 
 # How long nothing may be heard of a running workflow before the server is asked whether it is still there.
 QUIET_SECONDS = 30
+# How long an interruption that Python dropped may go unnoticed.
+NOTICE_SECONDS = 1
 
 TRIVIAL_GRAPH: Graph = {
     "image": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
@@ -32,6 +35,8 @@ class ComfyClient:
 
     def __init__(self, server: str):
         self.url = (server if "://" in server else f"http://{server}").rstrip("/")
+        # One for all requests: what clears up behind a session of one request may swallow a KeyboardInterrupt.
+        self._session = requests.Session()
 
     def run(
         self,
@@ -69,7 +74,7 @@ class ComfyClient:
         """Queue a workflow and return its prompt id; raise PromptRejected if the host finds it invalid."""
         body = {"prompt": graph, "client_id": client_id, "prompt_id": prompt_id or str(uuid.uuid4())}
         with self._reach():
-            answer = requests.post(f"{self.url}/prompt", json=body, timeout=60)
+            answer = self._session.post(f"{self.url}/prompt", json=body, timeout=60)
         if answer.status_code == 400:
             raise PromptRejected(_problems(answer.json()), graph)
         answer.raise_for_status()
@@ -78,25 +83,25 @@ class ComfyClient:
     def cancel(self, prompt_id: str) -> None:
         """Take a workflow out of the server's queue, or interrupt it if it runs. A server that is gone is no error."""
         with contextlib.suppress(requests.RequestException):
-            requests.post(f"{self.url}/queue", json={"delete": [prompt_id]}, timeout=10)
-            requests.post(f"{self.url}/interrupt", json={"prompt_id": prompt_id}, timeout=10)
+            self._session.post(f"{self.url}/queue", json={"delete": [prompt_id]}, timeout=10)
+            self._session.post(f"{self.url}/interrupt", json={"prompt_id": prompt_id}, timeout=10)
 
     def interrupt(self) -> None:
         """Stop whatever workflow runs, as the canvas's cancel button does; raise ServerGone if no server answers."""
         with self._reach():
-            requests.post(f"{self.url}/interrupt", json={}, timeout=10).raise_for_status()
+            self._session.post(f"{self.url}/interrupt", json={}, timeout=10).raise_for_status()
 
     def get(self, route: str) -> dict:
         """Return the JSON at a route, such as "/object_info" or "/system_stats"; raise ServerGone if none answers."""
         with self._reach():
-            answer = requests.get(self.url + route, timeout=60)
+            answer = self._session.get(self.url + route, timeout=60)
         answer.raise_for_status()
         return answer.json()
 
     def free(self) -> None:
         """Have the host unload every model and forget every cached result, and wait until it has."""
         wanted = {"unload_models": True, "free_memory": True}
-        requests.post(f"{self.url}/free", json=wanted, timeout=60).raise_for_status()
+        self._session.post(f"{self.url}/free", json=wanted, timeout=60).raise_for_status()
         # The host's worker does it after its next prompt, or when it wakes, and says nothing when done. With a trivial
         # prompt of ours in between, it has been done before any prompt that is queued later.
         self.run(TRIVIAL_GRAPH)
@@ -136,17 +141,22 @@ class ComfyClient:
                 return
 
     def _next_message(self, events: websocket.WebSocket, deadline: float) -> str | bytes:
+        asked = time.monotonic()
         while True:
-            events.settimeout(max(0.1, min(deadline - time.monotonic(), QUIET_SECONDS)))
+            raise_if_interrupted()
+            events.settimeout(max(0.1, min(deadline - time.monotonic(), NOTICE_SECONDS)))
             try:
                 with self._reach():
                     return events.recv()
             except ServerGone as gone:
                 if not isinstance(gone.__cause__, websocket.WebSocketTimeoutException):
                     raise
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            if now >= deadline:
                 raise TimeoutError
-            self.get("/queue")
+            if now - asked >= QUIET_SECONDS:
+                self.get("/queue")
+                asked = now
 
     def _collect(self, prompt_id: str, deadline: float) -> Finished:
         # The history is written just after the last event is sent.
@@ -167,7 +177,7 @@ class ComfyClient:
 
     def _file(self, file: dict) -> bytes:
         with self._reach():
-            answer = requests.get(f"{self.url}/view", params=file, timeout=60)
+            answer = self._session.get(f"{self.url}/view", params=file, timeout=60)
         answer.raise_for_status()
         return answer.content
 

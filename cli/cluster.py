@@ -14,6 +14,7 @@ from ray.exceptions import RayError, RayTaskError
 
 from .errors import HostError, UsageError
 from .installed import InstalledHost, find_comfyui
+from .interrupts import raise_if_interrupted
 from .outcome import Outcome, run_graph
 from .progress import Progress
 from .results import Graph
@@ -94,6 +95,7 @@ class Cluster:
         tried: dict[int, set[int]] = {row: set() for row in waiting}
         last = dict.fromkeys(waiting, Outcome(error="no host became free for it"))
         while yielded < len(graphs):
+            raise_if_interrupted()
             for host in sorted(self._idle):
                 row = next((row for row in waiting if host not in tried[row]), None)
                 if row is not None:

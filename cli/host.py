@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -21,17 +20,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
-
-
-def stop_on_terminate() -> None:
-    """Make SIGTERM and SIGHUP end this program as Ctrl-C does, so that a host which it runs is stopped in order."""
-
-    def interrupt(*_) -> None:
-        raise KeyboardInterrupt
-
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):  # Windows has no SIGHUP
-            signal.signal(getattr(signal, name), interrupt)
 
 
 def require_comfyui(root: Path, advice: str) -> Path:

@@ -13,8 +13,8 @@ from .client import ComfyClient
 from .errors import UsageError
 from .extras import require_extra
 from .graph import read_workflow, to_graph
-from .host import stop_on_terminate
 from .installed import InstalledHost, find_comfyui
+from .interrupts import stop_on_signals
 from .outcome import Outcome, run_graph
 from .outputs import save_files, texts
 from .progress import NodeProgress, Progress
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> int:
 
     Raises UsageError, HostError and ServerGone.
     """
-    stop_on_terminate()
+    stop_on_signals()
     stream = sys.stdout
     _refuse_what_goes_unused(options)
     workflow = read_workflow(options.workflow)

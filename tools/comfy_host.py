@@ -6,9 +6,10 @@ from pathlib import Path
 
 from quantflux.cli.accelerator import has_accelerator
 from quantflux.cli.errors import HostError
-from quantflux.cli.host import HostProcess, known_flags, require_comfyui, stop_on_terminate
+from quantflux.cli.host import HostProcess, known_flags, require_comfyui
+from quantflux.cli.interrupts import stop_on_signals
 
-__all__ = ["ComfyHost", "HostError", "has_accelerator", "host_root", "stop_on_terminate"]
+__all__ = ["ComfyHost", "HostError", "has_accelerator", "host_root", "stop_on_signals"]
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DEFAULT_HOST = REPOSITORY / ".host" / "ComfyUI"

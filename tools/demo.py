@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from comfy_client import ComfyClient, Finished, PromptFailed, PromptRejected
-from comfy_host import REPOSITORY, ComfyHost, HostError, stop_on_terminate
+from comfy_host import REPOSITORY, ComfyHost, HostError, stop_on_signals
 from contact_sheet import Column, contact_sheet
 from tiny_workflow import MODELS, text_to_image
 from tqdm import tqdm
@@ -87,7 +87,7 @@ def draw_all(folder: Path) -> list[Path]:
 
 def main() -> None:
     """Read the command line and run the demo."""
-    stop_on_terminate()
+    stop_on_signals()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=REPOSITORY / "output" / "demo", help="where the pictures go")
     try:

@@ -3,13 +3,13 @@
 import argparse
 import sys
 
-from comfy_host import REPOSITORY, ComfyHost, HostError, stop_on_terminate
+from comfy_host import REPOSITORY, ComfyHost, HostError, stop_on_signals
 from tiny_workflow import MODELS
 
 
 def main() -> None:
     """Serve until interrupted."""
-    stop_on_terminate()
+    stop_on_signals()
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", type=int, default=8188)
     try:

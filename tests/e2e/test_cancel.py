@@ -5,7 +5,7 @@ import pytest
 import torch
 from cancelling import cancel, repeated_tensors
 from comfy_client import TRIVIAL_GRAPH
-from comfy_host import ComfyHost, stop_on_terminate
+from comfy_host import ComfyHost, stop_on_signals
 from hub_server import running_hub
 from quantflux.quant_core.flux.config import FluxConfig
 from quantflux.quant_core.t5 import T5Config
@@ -43,7 +43,7 @@ def hub():
 @pytest.fixture(scope="module")
 def host(folder, hub):
     """A host of its own, which gives memory back as soon as it is freed, and whose Hub is the local one."""
-    stop_on_terminate()
+    stop_on_signals()
     models = {
         "diffusion_models": [*MODELS["diffusion_models"], folder / LARGE_FLUX],
         "text_encoders": [*MODELS["text_encoders"], folder / LARGE_T5],
