@@ -27,7 +27,7 @@ def int8_linear(
     Source: Dettmers et al., LLM.int8(), https://arxiv.org/abs/2208.07339; ``bitsandbytes.MatMul8bitLt``.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if triton_available(x.device):
+    if _ours_work(x.device, threshold > 0):
         from .int8_triton import int8_linear_triton
 
         y = int8_linear_triton(rows, weight, scale, bias, threshold)
@@ -50,7 +50,7 @@ def int8_add_linear(
 ) -> None:
     """Add the product of ``int8_linear`` to ``y (..., rows)``, in place."""
     rows = x.reshape(-1, x.shape[-1])
-    if triton_available(x.device) and y.is_contiguous() and y.dtype == x.dtype:
+    if _ours_work(x.device, threshold > 0) and y.is_contiguous() and y.dtype == x.dtype:
         from .int8_triton import int8_linear_triton
 
         int8_linear_triton(rows, weight, scale, None, threshold, y=y.view(-1, weight.shape[0]))
@@ -61,6 +61,14 @@ def int8_add_linear(
 @int8_add_linear.register_fake
 def _(y, x, weight, scale, threshold):
     return None
+
+
+def _ours_work(device: torch.device, outliers: bool) -> bool:
+    if not triton_available(device):
+        return False
+    from .int8_triton import plain_triton_works
+
+    return plain_triton_works(device, outliers)
 
 
 def _int8_linear_bitsandbytes(

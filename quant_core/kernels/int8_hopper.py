@@ -67,7 +67,7 @@ def _product(result, a, b):
 
 @gluon.jit
 def _plus_outliers(
-    result, first_m, first_n, x, x_stride, weight, scale, outliers, x_out, w_out, tokens, rows, columns,
+    result, first_m, first_n, x, x_stride, weight, scale, outliers, gathered, tokens, rows, columns,
     BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, CAPACITY: gl.constexpr, BLOCK: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
     """As ``int8_matmul._plus_outliers``."""
@@ -83,8 +83,8 @@ def _plus_outliers(
     m = m.to(gl.int64)
     n = n.to(gl.int64)
     for start in range(0, gl.minimum(count, CAPACITY), BLOCK):
-        a = gl.load(x_out + m[:, None] * CAPACITY + (start + slot)[None, :], mask=m_mask, other=0)
-        b = gl.load(w_out + n[:, None] * CAPACITY + (start + slot)[None, :], mask=n_mask, other=0)
+        a = gl.load(gathered + m[:, None] * CAPACITY + (start + slot)[None, :], mask=m_mask, other=0)
+        b = gl.load(gathered + (tokens + n)[:, None] * CAPACITY + (start + slot)[None, :], mask=n_mask, other=0)
         result = _product(result, a, b)
     row_scale = gl.load(scale + n, mask=n < rows, other=0)
     for start in range(CAPACITY, count, BLOCK):
@@ -99,7 +99,7 @@ def _plus_outliers(
 
 @gluon.jit(do_not_specialize=["tokens"])
 def _matmul_hopper(
-    codes, weight, y, absmax, scale, bias, x, x_stride, weight_data, outliers, x_out, w_out, tokens, rows, columns,
+    codes, weight, y, absmax, scale, bias, x, x_stride, weight_data, outliers, gathered, tokens, rows, columns,
     ADD: gl.constexpr, BLOCK_M: gl.constexpr, BLOCK_N: gl.constexpr, BLOCK_K: gl.constexpr, GROUP: gl.constexpr,
     CAPACITY: gl.constexpr, OUTLIER_BLOCK: gl.constexpr, STAGES: gl.constexpr, WARPS: gl.constexpr,
 ):  # fmt: skip
@@ -148,7 +148,7 @@ def _matmul_hopper(
         if outliers is not None:
             result = gl.convert_layout(result, RESULT, assert_trivial=True)
             result = _plus_outliers(
-                result, first_m, first_n, x, x_stride, weight_data, scale, outliers, x_out, w_out, tokens, rows,
+                result, first_m, first_n, x, x_stride, weight_data, scale, outliers, gathered, tokens, rows,
                 columns, BLOCK_M, BLOCK_N, CAPACITY, OUTLIER_BLOCK, WARPS,
             )  # fmt: skip
             result = gl.convert_layout(result, SUMS, assert_trivial=True)
@@ -183,13 +183,13 @@ def matmul_hopper(
     (tokens, columns), rows = codes.shape, weight.shape[0]
     tiles = ceil_div(tokens, config.block_m) * ceil_div(rows, config.block_n)
     programs = min(tiles, config.persistent * processors(codes.device)) if config.persistent else tiles
-    gathered = (outliers.columns, outliers.x, outliers.weight) if outliers else (None, None, None)
+    set_apart = (outliers.columns, outliers.gathered) if outliers else (None, None)
     _launch_matmul_hopper(
         programs,
         matmul_key(codes, weight, y, absmax, scale, bias, x, outliers, config, add),
         _descriptor(codes, config.block_m, config.block_k),
         _descriptor(weight, config.block_n, config.block_k),
-        y, absmax, scale, bias, x, x.stride(0), weight, *gathered, tokens, rows, columns,
+        y, absmax, scale, bias, x, x.stride(0), weight, *set_apart, tokens, rows, columns,
         add, config.block_m, config.block_n, config.block_k, config.group, OUTLIER_CAPACITY, OUTLIER_BLOCK,
         config.stages, config.warps,
         num_warps=config.warps,

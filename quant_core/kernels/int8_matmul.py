@@ -32,7 +32,7 @@ def _scaled(sums, m, n, absmax, scale, tokens, rows):
 
 @triton.jit
 def _plus_outliers(
-    result, m, n, x, x_stride, weight, scale, outliers, x_out, w_out, tokens, rows, columns,
+    result, m, n, x, x_stride, weight, scale, outliers, gathered, tokens, rows, columns,
     CAPACITY: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """``result`` plus the outlier columns in 16 bit: the gathered ones, then those beyond, from where they lie."""
@@ -42,8 +42,8 @@ def _plus_outliers(
     n = n.to(tl.int64)
     m_mask = (m < tokens)[:, None]
     n_mask = (n < rows)[None, :]
-    x_tile = x_out + m[:, None] * CAPACITY + slot[None, :]
-    w_tile = w_out + n[None, :] * CAPACITY + slot[:, None]
+    x_tile = gathered + m[:, None] * CAPACITY + slot[None, :]
+    w_tile = gathered + (tokens + n)[None, :] * CAPACITY + slot[:, None]
     for start in range(0, tl.minimum(count, CAPACITY), BLOCK):
         a = tl.load(x_tile + start, mask=m_mask, other=0)
         b = tl.load(w_tile + start, mask=n_mask, other=0)
@@ -61,7 +61,7 @@ def _plus_outliers(
 
 @triton.jit(do_not_specialize=["tokens"])
 def _matmul(
-    codes, weight, y, absmax, scale, bias, x, x_stride, outliers, x_out, w_out, tokens, rows, columns,
+    codes, weight, y, absmax, scale, bias, x, x_stride, outliers, gathered, tokens, rows, columns,
     ADD: tl.constexpr, EVEN_K: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     GROUP: tl.constexpr, CAPACITY: tl.constexpr, OUTLIER_BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -87,7 +87,7 @@ def _matmul(
     result = _scaled(sums, m, n, absmax, scale, tokens, rows)
     if outliers is not None:
         result = _plus_outliers(
-            result, m, n, x, x_stride, weight, scale, outliers, x_out, w_out, tokens, rows, columns,
+            result, m, n, x, x_stride, weight, scale, outliers, gathered, tokens, rows, columns,
             CAPACITY, OUTLIER_BLOCK,
         )  # fmt: skip
     if bias is not None:
@@ -137,10 +137,10 @@ def matmul(
     tokens, columns = codes.shape
     rows = weight.shape[0]
     tiles = ceil_div(tokens, config.block_m) * ceil_div(rows, config.block_n)
-    gathered = (outliers.columns, outliers.x, outliers.weight) if outliers else (None, None, None)
+    set_apart = (outliers.columns, outliers.gathered) if outliers else (None, None)
     key = matmul_key(codes, weight, y, absmax, scale, bias, x, outliers, config, add)
     _launch_matmul(
-        tiles, key, codes, weight, y, absmax, scale, bias, x, x.stride(0), *gathered, tokens, rows, columns,
+        tiles, key, codes, weight, y, absmax, scale, bias, x, x.stride(0), *set_apart, tokens, rows, columns,
         add, columns % config.block_k == 0, config.block_m, config.block_n, config.block_k,
         config.group, OUTLIER_CAPACITY, OUTLIER_BLOCK,
         num_warps=config.warps, num_stages=config.stages,

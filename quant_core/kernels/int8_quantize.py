@@ -19,42 +19,55 @@ _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it to a small float32 r
 
 @triton.jit
 def _quantize_rows(
-    x, x_stride, codes, absmax_out, is_outlier, columns, threshold, OUTLIERS: tl.constexpr, BLOCK: tl.constexpr
-):
+    x, x_stride, codes, absmax_out, state, outliers, columns, threshold,
+    OUTLIERS: tl.constexpr, BLOCK: tl.constexpr, LIST_BLOCK: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     inside = column < columns
     value = tl.load(x + row * x_stride + column, mask=inside, other=0).to(tl.float32)
     broken = tl.max((value != value).to(tl.int32), axis=0)
     value = tl.minimum(tl.maximum(value, -_FLOAT16_MAX), _FLOAT16_MAX).to(tl.float16).to(tl.float32)
+    arrived = -1
     if OUTLIERS:
         outlying = tl.abs(value) >= threshold
         # several rows may write here, but all of them the same
-        tl.store(is_outlier + column, 1, mask=outlying & inside)
+        tl.store(state + column, 1, mask=outlying & inside)
         value = tl.where(outlying, 0.0, value)
+        # every thread's flags are written before this row is counted, and whoever counts last sees all of them
+        tl.debug_barrier()
+        arrived = tl.atomic_add(state + columns, 1, sem="acq_rel", scope="gpu")
     absmax = tl.max(tl.abs(value), axis=0)
     # the reciprocal first, as bitsandbytes' kernels on CPU and GPU do: 127 / absmax rounds differently
     scale = tl.where(absmax > 0, tl.math.div_rn(1.0, absmax) * 127.0, 0.0)
     rounded = (value * scale + _ROUND) - _ROUND
     tl.store(codes + row * columns + column, rounded.to(tl.int8), mask=inside)
     tl.store(absmax_out + row, tl.where(broken > 0, float("nan"), absmax))
+    if OUTLIERS:
+        if arrived == tl.num_programs(0) - 1:
+            _list_outliers(state, outliers, columns, LIST_BLOCK)
 
 
 @triton.jit
-def _list_outliers(is_outlier, outliers, columns, BLOCK: tl.constexpr):
-    """The outlier columns in ascending order, and their count behind all of them."""
-    column = tl.arange(0, BLOCK)
-    flag = tl.load(is_outlier + column, mask=column < columns, other=0)
-    tl.store(outliers + tl.cumsum(flag, axis=0) - 1, column, mask=flag > 0)
-    tl.store(outliers + columns, tl.sum(flag, axis=0))
+def _list_outliers(state, outliers, columns, BLOCK: tl.constexpr):
+    """The outlier columns in ascending order, and their count behind all of them; ``state`` is zeros again."""
+    count = 0
+    for start in range(0, columns, BLOCK):
+        column = start + tl.arange(0, BLOCK)
+        flag = tl.load(state + column, mask=column < columns, other=0)
+        tl.store(outliers + count + tl.cumsum(flag, axis=0) - 1, column, mask=flag > 0)
+        tl.store(state + column, 0, mask=column < columns)
+        count += tl.sum(flag, axis=0)
+    tl.store(outliers + columns, count)
+    tl.store(state + columns, 0)
 
 
 @triton.jit(do_not_specialize=["tokens"])
 def _gather_outliers(
-    x, x_stride, codes, weight, scale, outliers, x_out, w_out, tokens, rows, columns,
+    x, x_stride, codes, weight, scale, outliers, gathered, tokens, rows, columns,
     CAPACITY: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Outlier columns of ``x`` and of the dequantized weight side by side, and 0 for their codes."""
+    """Outlier columns of ``x``, below them those of the dequantized weight, and 0 for their codes."""
     count = tl.load(outliers + columns)
     program = tl.program_id(0)
     x_programs = tl.cdiv(tokens, BLOCK_ROWS)
@@ -68,7 +81,7 @@ def _gather_outliers(
             value = tl.load(x + row[:, None] * x_stride + column[None, :], mask=mask, other=0)
             tl.store(codes + row[:, None] * columns + column[None, :], 0, mask=mask)
             kept = (row < tokens)[:, None] & (slot < CAPACITY)[None, :]
-            tl.store(x_out + row[:, None] * CAPACITY + slot[None, :], value, mask=kept)
+            tl.store(gathered + row[:, None] * CAPACITY + slot[None, :], value, mask=kept)
     else:
         row = (program - x_programs) * BLOCK_ROWS + offset
         row_scale = tl.load(scale + row, mask=row < rows, other=0)
@@ -77,13 +90,12 @@ def _gather_outliers(
             column = tl.load(outliers + slot, mask=slot < count, other=0)
             mask = (row < rows)[:, None] & (slot < count)[None, :]
             code = tl.load(weight + row[:, None] * columns + column[None, :], mask=mask, other=0)
-            value = (code.to(tl.float32) * row_scale[:, None] * (1 / 127)).to(w_out.dtype.element_ty)
+            value = (code.to(tl.float32) * row_scale[:, None] * (1 / 127)).to(gathered.dtype.element_ty)
             kept = (row < rows)[:, None] & (slot < CAPACITY)[None, :]
-            tl.store(w_out + row[:, None] * CAPACITY + slot[None, :], value, mask=kept)
+            tl.store(gathered + (tokens + row)[:, None] * CAPACITY + slot[None, :], value, mask=kept)
 
 
 _launch_quantize_rows = Launcher(_quantize_rows)
-_launch_list_outliers = Launcher(_list_outliers)
 _launch_gather_outliers = Launcher(_gather_outliers)
 
 
@@ -93,13 +105,12 @@ class Outliers:
 
     Attributes:
         columns: int32 ``(columns + 1,)``: the outlier columns in ascending order, and in the last place their count.
-        x: their inputs ``(tokens, OUTLIER_CAPACITY)``, with zeros up to a multiple of ``OUTLIER_BLOCK`` columns.
-        weight: their dequantized weights ``(rows, OUTLIER_CAPACITY)``, in the dtype of ``x``, likewise.
+        gathered: their inputs, and below them their dequantized weights ``(tokens + rows, OUTLIER_CAPACITY)``, in the
+            dtype of ``x``, with zeros up to a multiple of ``OUTLIER_BLOCK`` columns.
     """
 
     columns: torch.Tensor
-    x: torch.Tensor
-    weight: torch.Tensor
+    gathered: torch.Tensor
 
 
 def quantize_rows(
@@ -110,31 +121,53 @@ def quantize_rows(
     With a threshold it sets apart the outlier columns of ``x`` and of the int8 ``weight (rows, columns)``.
     """
     tokens, columns = x.shape
+    rows, stride = weight.shape[0], x.stride(0)
     codes = torch.empty(tokens, columns, dtype=torch.int8, device=x.device)
     absmax = torch.empty(tokens, dtype=torch.float32, device=x.device)
+    state = outliers = None
+    if threshold > 0:
+        state = _state(x.device, columns)
+        outliers = Outliers(
+            torch.empty(columns + 1, dtype=torch.int32, device=x.device),
+            torch.empty(tokens + rows, OUTLIER_CAPACITY, dtype=x.dtype, device=x.device),
+        )
     block = power_of_2(columns)
+    # a quarter of the flags is listed at a time: more take registers that the rows' quantizing does without
     warps = 4 if block <= 4096 else 8 if block <= 16384 else 16
-    is_outlier = torch.zeros(columns, dtype=torch.int32, device=x.device) if threshold > 0 else None
-    rows, stride = weight.shape[0], x.stride(0)
     # the rest has just been allocated, which is on multiples of more
     key = (x.device.index, x.dtype, tokens, rows, columns, stride, threshold) if aligned(x, weight, scale) else None
     # a multiplication and an addition fused would round once, where bitsandbytes rounds twice
     _launch_quantize_rows(
-        tokens, key, x, stride, codes, absmax, is_outlier, columns, threshold, threshold > 0, block,
+        tokens, key, x, stride, codes, absmax, state, outliers and outliers.columns, columns, threshold,
+        threshold > 0, block, max(block // 4, min(block, 128)),
         num_warps=warps, enable_fp_fusion=False,
     )  # fmt: skip
-    if is_outlier is None:
+    if outliers is None:
         return codes, absmax, None
-    outliers = Outliers(
-        torch.empty(columns + 1, dtype=torch.int32, device=x.device),
-        x.new_empty(tokens, OUTLIER_CAPACITY),
-        x.new_empty(rows, OUTLIER_CAPACITY),
-    )
-    _launch_list_outliers(1, (x.device.index, columns), is_outlier, outliers.columns, columns, block, num_warps=8)
     block_rows = 32
     _launch_gather_outliers(
         ceil_div(tokens, block_rows) + ceil_div(rows, block_rows), key,
-        x, stride, codes, weight, scale, outliers.columns, outliers.x, outliers.weight, tokens, rows, columns,
+        x, stride, codes, weight, scale, outliers.columns, outliers.gathered, tokens, rows, columns,
         OUTLIER_CAPACITY, block_rows, OUTLIER_BLOCK,
     )  # fmt: skip
     return codes, absmax, outliers
+
+
+_states: dict[tuple[int | None, int], torch.Tensor] = {}
+
+
+def _state(device: torch.device, columns: int) -> torch.Tensor:
+    """int32 zeros, more than ``columns``: a flag for each, and a count of rows. A launch leaves them as zeros.
+
+    The launches of one stream come one after the other, so they share it. A graph that is captured has its own, because
+    it may be replayed beside them.
+    """
+    stream = 0
+    if device.type == "cuda":  # else Triton's interpreter
+        if torch.cuda.is_current_stream_capturing():
+            return torch.zeros(columns + 1, dtype=torch.int32, device=device)
+        stream = torch.cuda.current_stream(device).cuda_stream
+    state = _states.get((device.index, stream))
+    if state is None or state.shape[0] <= columns:
+        state = _states[device.index, stream] = torch.zeros(2 * columns, dtype=torch.int32, device=device)
+    return state

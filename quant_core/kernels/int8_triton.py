@@ -10,6 +10,7 @@ import torch
 from .int8_configs import MatmulConfig, choose
 from .int8_matmul import fits_bulk_copy, matmul
 from .int8_quantize import quantize_rows
+from .int8_reference import int8_linear_reference
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def int8_linear_triton(
     out = x.new_empty(x.shape[0], weight.shape[0]) if y is None else y
     if x.shape[0] == 0:
         return out
-    config = config or _config(x, weight, out)
+    config = config or _config(x, weight, out, threshold > 0)
     # Triton launches on the current device, which need not be that of the tensors
     with torch.cuda.device_of(x):
         codes, absmax, outliers = quantize_rows(x, weight, scale, threshold)
@@ -46,13 +47,13 @@ def int8_linear_triton(
     return out
 
 
-def _config(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> MatmulConfig:
+def _config(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, outliers: bool) -> MatmulConfig:
     sizes = x.shape[0], *weight.shape, x.element_size()
     config = _chosen(*sizes, x.device)
     if config.kernel == "plain":
         return config
     fits = fits_bulk_copy(out, weight.shape[1]) and weight.data_ptr() % 16 == 0
-    if not fits or (config.kernel == "hopper" and not _gluon_works(x.device)):
+    if not fits or (config.kernel == "hopper" and not _gluon_works(x.device, outliers)):
         return _chosen(*sizes, x.device, plain=True)
     return config
 
@@ -64,20 +65,52 @@ def _chosen(*sizes_and_device, plain: bool = False) -> MatmulConfig:
 
 
 @functools.cache
-def _gluon_works(device: torch.device) -> bool:
+def plain_triton_works(device: torch.device, outliers: bool) -> bool:
+    """Whether plain Triton's product is that of the reference on ``device``, with outlier columns or without.
+
+    It is asked once because rows that run beside each other find the outlier columns together: whether each sees what
+    the others wrote is up to the compiler and the card.
+    """
+    x, weight, scale = _sample(device)
+    threshold = _SAMPLE_THRESHOLD if outliers else 0.0
+    try:
+        ours = int8_linear_triton(x, weight, scale, threshold=threshold, config=_PLAIN)
+        expected = int8_linear_reference(x, weight, scale, threshold=threshold)
+    except Exception as error:  # whatever a compiler may raise
+        logger.warning("Triton's int8 kernels do not run here, bitsandbytes' are used instead: %s", error)
+        return False
+    rounding = torch.finfo(x.dtype).eps
+    works = torch.allclose(ours.float(), expected.float(), rtol=rounding, atol=1e-5 * expected.abs().max().item())
+    if not works:
+        logger.warning("Triton's int8 product is wrong here, bitsandbytes' kernels are used instead.")
+    return works
+
+
+@functools.cache
+def _gluon_works(device: torch.device, outliers: bool) -> bool:
     """Whether Gluon's product equals plain Triton's on ``device``. Gluon is experimental: a release may change it."""
-    generator = torch.Generator(device).manual_seed(0)
-    x = torch.randn(300, 1024, generator=generator, device=device, dtype=torch.bfloat16)
-    weight = torch.randint(-127, 128, (400, 1024), generator=generator, device=device, dtype=torch.int8)
-    scale = torch.rand(400, generator=generator, device=device)
-    plain = MatmulConfig(128, 128, 64, warps=4, stages=3)
+    x, weight, scale = _sample(device)
+    threshold = _SAMPLE_THRESHOLD if outliers else 0.0
     hopper = MatmulConfig(128, 128, 128, warps=4, stages=3, kernel="hopper", persistent=2)
     try:
-        ours = int8_linear_triton(x, weight, scale, config=hopper)
+        ours = int8_linear_triton(x, weight, scale, threshold=threshold, config=hopper)
     except Exception as error:  # whatever a compiler may raise
         logger.warning("Gluon does not run here, plain Triton is used for int8 instead: %s", error)
         return False
-    equal = torch.equal(ours, int8_linear_triton(x, weight, scale, config=plain))
+    equal = torch.equal(ours, int8_linear_triton(x, weight, scale, threshold=threshold, config=_PLAIN))
     if not equal:
         logger.warning("Gluon's int8 product is wrong here, plain Triton is used instead.")
     return equal
+
+
+_PLAIN = MatmulConfig(128, 128, 64, warps=4, stages=3)
+_SAMPLE_THRESHOLD = 6.0
+
+
+def _sample(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Inputs with outlier columns, each beyond the threshold in one row, and an int8 weight with its scales."""
+    generator = torch.Generator(device).manual_seed(0)
+    x = torch.randn(300, 1024, generator=generator, device=device).clamp_(-5, 5)
+    x[torch.arange(0, 300, 7), torch.arange(0, 1024, 24)] = 20.0
+    weight = torch.randint(-127, 128, (400, 1024), generator=generator, device=device, dtype=torch.int8)
+    return x.bfloat16(), weight, torch.rand(400, generator=generator, device=device)

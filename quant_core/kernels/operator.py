@@ -21,6 +21,7 @@ def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
         library = _library(name)
         library.define(kind + schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, function, "CompositeExplicitAutograd")
+
         @functools.wraps(function)
         def call(*args):
             if torch.compiler.is_compiling():

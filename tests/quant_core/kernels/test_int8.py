@@ -98,7 +98,24 @@ def test_tokens_are_quantized_bit_for_bit(kernel_device, generator, dtype, thres
         count = outliers.columns[-1].item()
         assert 3 < count == len(columns)
         assert torch.equal(outliers.columns[:count].cpu(), columns.int())
-        assert torch.equal(outliers.x[:, :count].cpu(), x[:, columns])
+        assert torch.equal(outliers.gathered[:300, :count].cpu(), x[:, columns])
+        if not (INTERPRETED and dtype == torch.bfloat16):  # the interpreter does not round to bfloat16, it cuts
+            dequantized = (weight[:, columns.to(kernel_device)] * scale[:, None] * (1 / 127)).to(dtype)
+            assert torch.equal(outliers.gathered[300:, :count], dequantized)
+
+
+def test_no_launch_sees_the_outliers_of_another(kernel_device, generator):
+    from quantflux.quant_core.kernels.int8_quantize import quantize_rows
+
+    wide = 5000, (0, 4095, 4096, 4999)
+    for columns, outliers in ((COLUMNS, (5, 77)), (40, (39,)), (COLUMNS, ()), wide, (COLUMNS, (1,))):
+        x = torch.full((300, columns), 0.5)
+        for row, column in enumerate(outliers):
+            x[row * 7, column] = -6.0
+        weight, scale = (tensor.to(kernel_device) for tensor in packed(generator, 8, columns))
+        found = quantize_rows(x.to(kernel_device), weight, scale, 6.0)[2].columns.tolist()
+        assert found[-1] == len(outliers)
+        assert tuple(found[: len(outliers)]) == outliers
 
 
 @pytest.mark.parametrize("threshold", [0.0, 6.0])
@@ -172,6 +189,41 @@ def test_many_tiles_at_real_sizes_are_those_of_the_reference(kernel_device, gene
     for threshold in (0.0, 6.0):
         ours = run(x, weight, scale, kernel_device, config, threshold=threshold)
         assert_within_rounding(ours, int8_linear_reference(x, weight, scale, threshold=threshold).cpu())
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA GPU")
+def test_streams_find_their_own_outliers(kernel_device, generator):
+    """Rows that run beside each other, on two streams at a time, many times over."""
+    from quantflux.quant_core.kernels.int8_quantize import quantize_rows
+
+    weight, scale = (tensor.to(kernel_device) for tensor in packed(generator, 64, 3072))
+    streams = [torch.cuda.Stream(kernel_device) for _ in range(2)]
+    placed = [torch.randperm(3072, generator=generator)[: 5 + n].sort().values for n in range(100)]
+    base = torch.randn(4352, 3072, generator=generator).clamp_(-5, 5).bfloat16().to(kernel_device)
+    inputs = []
+    for columns in placed:
+        x = base.clone()
+        x[torch.randint(4352, columns.shape, generator=generator), columns] = 20.0
+        inputs.append(x)
+    torch.cuda.synchronize()
+    found = []
+    for n, x in enumerate(inputs):
+        with torch.cuda.stream(streams[n % 2]):
+            found.append(quantize_rows(x, weight, scale, 6.0)[2].columns)
+    torch.cuda.synchronize()
+    for columns, listed in zip(placed, found, strict=True):
+        assert listed[-1].item() == len(columns)
+        assert torch.equal(listed[: len(columns)].cpu(), columns.int())
+
+
+@pytest.mark.skipif(not GPU, reason="needs a CUDA GPU")
+@pytest.mark.parametrize("outliers", [False, True])
+def test_this_card_uses_its_own_kernels(kernel_device, outliers):
+    from quantflux.quant_core.kernels.int8_triton import _gluon_works, plain_triton_works
+
+    assert plain_triton_works(kernel_device, outliers)
+    if torch.cuda.get_device_capability() == (9, 0):
+        assert _gluon_works(kernel_device, outliers)
 
 
 def test_no_tokens_give_no_results(kernel_device, generator):

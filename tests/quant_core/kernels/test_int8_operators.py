@@ -9,6 +9,7 @@ from quantflux.quant_core.kernels import triton_available
 from quantflux.quant_core.kernels.int8 import int8_add_linear, int8_linear
 from quantflux.quant_core.kernels.int8_configs import choose
 from quantflux.quant_core.kernels.int8_reference import int8_linear_reference, quantize_rows_reference
+from registered import registered_module
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 TOKENS, ROWS, COLUMNS = 45, 112, 160
@@ -89,6 +90,36 @@ def test_compiled_without_a_break(generator, device, packed, threshold):
 
 def test_bitsandbytes_serves_where_there_is_no_gpu():
     assert not triton_available(torch.device("cpu"))
+
+
+def raising(*args, **kwargs):
+    raise RuntimeError("no such instruction")
+
+
+def zeros(x, weight, *args, **kwargs):
+    return x.new_zeros(x.shape[0], weight.shape[0])
+
+
+def right(x, weight, scale, bias=None, threshold=0.0, config=None):
+    return int8_linear_reference(x, weight, scale, bias, threshold)
+
+
+def blind_to_outliers(x, weight, scale, bias=None, threshold=0.0, config=None):
+    return int8_linear_reference(x, weight, scale, bias)
+
+
+@pytest.mark.parametrize(
+    ("product", "outliers", "expected"),
+    [(right, True, True), (right, False, True), (blind_to_outliers, False, True), (blind_to_outliers, True, False),
+     (zeros, False, False), (raising, True, False)],
+)  # fmt: skip
+def test_kernels_are_used_that_give_what_the_reference_gives(monkeypatch, caplog, device, product, outliers, expected):
+    pytest.importorskip("triton", reason="needs Triton")
+    module = registered_module("kernels.int8_triton")
+    monkeypatch.setattr(module, "int8_linear_triton", product)
+    works = module.plain_triton_works.__wrapped__
+    assert works(device, outliers) == expected
+    assert ("bitsandbytes' " in caplog.text) != expected
 
 
 def test_every_configuration_fits_the_shared_memory_of_its_cards():
