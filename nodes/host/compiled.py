@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import comfy.model_patcher
 import comfy.utils
@@ -57,15 +57,25 @@ def compiled_model(
 def _blocks(patcher: comfy.model_patcher.ModelPatcher) -> list[str]:
     """Names of the transformer's blocks, in the order in which they run."""
     transformer = patcher.get_model_object("diffusion_model")
-    names = [
-        f"diffusion_model.{name}.{i}"
-        for name, blocks in transformer.named_children()
-        if isinstance(blocks, torch.nn.ModuleList)
-        for i in range(len(blocks))
-    ]
+    names = list(_listed(transformer, "diffusion_model", within=False))
     if not names:
         raise ConfigError(f"A {type(transformer).__name__} has no list of blocks to compile. Set regional to false.")
     return names
+
+
+def _listed(module: torch.nn.Module, path: str, within: bool) -> Iterator[str]:
+    """Names of the modules in the lists of ``module``. A U-Net's lists hold sequences, which the host goes through
+    itself: there it is the lists within those that count, which are of transformer blocks.
+
+    Args:
+        within: whether ``module`` is a part of such a sequence.
+    """
+    for name, child in module.named_children():
+        is_list = isinstance(child, torch.nn.ModuleList)
+        if is_list and not any(isinstance(member, torch.nn.Sequential) for member in child):
+            yield from (f"{path}.{name}.{i}" for i in range(len(child)))
+        elif within or is_list or isinstance(child, torch.nn.Sequential):
+            yield from _listed(child, f"{path}.{name}", within=True)
 
 
 def _compiled_modules(patcher: comfy.model_patcher.ModelPatcher, keys: list[str]) -> list[torch.nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import types
+import uuid
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +16,7 @@ from comfy.patcher_extension import PatcherInjection
 
 from ...quant_core.errors import ConfigError
 from ...quant_core.memory import readable
+from .operations import PackedLinear
 from .placement import make_room
 
 # what patchers keep on the model that they share, of which a copy has none yet
@@ -108,6 +110,8 @@ class ModelCopy:
         found = self.attributes(module, path)
         tables = {n: v.copy() for n, v in found.items() if n[0] == "_" and type(v) in (dict, OrderedDict, set)}
         vars(shallow).update(found | tables)
+        if isinstance(shallow, PackedLinear):
+            shallow.take_number()
         return shallow
 
     def _children(self, module: torch.nn.Module, prefix: str) -> Iterator[tuple[str, torch.nn.Module | None]]:
@@ -134,16 +138,22 @@ def config_of_copy(model: torch.nn.Module) -> Any:
 
 
 def patcher_for(
-    model: torch.nn.Module, like: comfy.model_patcher.ModelPatcher, kind: type, device: torch.device
+    model: torch.nn.Module,
+    like: comfy.model_patcher.ModelPatcher,
+    kind: type,
+    device: torch.device,
+    patches: dict[str, list] | None = None,
 ) -> comfy.model_patcher.ModelPatcher:
     """A patcher of class ``kind`` for ``model``, a copy of that of ``like`` which is on ``device``.
 
-    It has the patches, options and wrappers of ``like``.
+    It has the patches, options and wrappers of ``like``, or the ``patches`` given.
     """
     model.current_patcher, model.device = None, device
     fresh = kind(model, like.load_device, like.offload_device)
     result = like.clone()
     result.__class__ = kind
+    if patches is not None:
+        result.patches, result.patches_uuid = patches, uuid.uuid4()
     for name in _STATE_OF_PATCHER:
         if hasattr(fresh, name):
             setattr(result, name, getattr(fresh, name))

@@ -36,10 +36,14 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         self.out_features = out_features
         self.register_parameter("weight", None)
         self.register_parameter("bias", None)
-        self._number = number_of(self)
+        self.take_number()
 
     def __setstate__(self, state):
         super().__setstate__(state)
+        self.take_number()
+
+    def take_number(self):
+        """Be known to the operators of compiled graphs as another layer than the one that this is a copy of."""
         self._number = number_of(self)
 
     @property

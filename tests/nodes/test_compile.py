@@ -3,10 +3,12 @@
 import logging
 
 import comfy.ldm.flux.math
+import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.sample
 import comfy.sd
 import loras
+import other_dits
 import pytest
 import torch
 import torch._dynamo
@@ -18,6 +20,7 @@ from quantflux.nodes.compile import QuantFluxCompile
 from quantflux.nodes.dequantize import QuantFluxDequantize
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.host.operations import operations, packed_linears
+from quantflux.nodes.quantize import QuantFluxQuantize
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
@@ -236,6 +239,28 @@ def test_patches_in_place_leave_the_layer_as_it_is_compiled_or_not(config):
     fast = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for one in (layer, fast, layer, fast):
         torch.testing.assert_close(one(x), (plain - 1) * 2 + 3)
+
+
+def test_graphs_find_a_copied_layer_and_not_the_one_that_it_was_copied_from(models):
+    plain = models(QuantConfig("none"))
+    packed = QuantFluxQuantize.execute(plain, QuantConfig("nf4", skip_modules=("linear2",))).args[0]
+    original, layer = (model.get_model_object("diffusion_model.single_blocks.0.linear2") for model in (plain, packed))
+    x = torch.randn(3, layer.in_features, generator=torch.Generator().manual_seed(1))
+    layer.weight_function = [lambda weight: weight * 2]
+    compiled_layer = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    assert torch.equal(compiled_layer(x), layer(x))
+    assert not torch.equal(compiled_layer(x), original(x))
+
+
+def test_the_transformer_blocks_of_a_u_net_are_compiled(monkeypatch):
+    for name in ("optimized_attention", "optimized_attention_masked"):
+        monkeypatch.setattr(comfy.ldm.modules.attention, name, attention_pytorch)
+    packed = QuantFluxQuantize.execute(other_dits.unet(), QuantConfig("nf4")).args[0]
+    expected = other_dits.denoised(packed)
+    fast, figures = compiled(packed, fullgraph=True)
+    assert figures["modules"] == {"BasicTransformerBlock": 4}
+    assert torch.equal(other_dits.denoised(fast), expected)
+    assert {graph["of"] for graph in figures["graphs"]} == {"BasicTransformerBlock"}
 
 
 def test_dequantize_refuses_a_compiled_model(models):

@@ -42,6 +42,20 @@ def loaded_by_host(tensors: dict[str, torch.Tensor], **options) -> comfy.model_p
     return comfy.sd.load_diffusion_model_state_dict(dict(tensors), model_options=options)
 
 
+def scaled_float8_by_host(tensors: dict[str, torch.Tensor], layers: list[str]) -> comfy.model_patcher.ModelPatcher:
+    """A MODEL by the host's own loader, the weights of whose ``layers`` it holds as fp8 with one scale each."""
+    tensors = dict(tensors)
+    operations = comfy.ops.mixed_precision_ops({name: {"format": "float8_e4m3fn"} for name in layers}, torch.float32)
+    for name in layers:
+        weight = tensors[f"{name}.weight"].float()
+        scale = weight.abs().amax() / 448
+        tensors |= {f"{name}.weight": (weight / scale).to(torch.float8_e4m3fn), f"{name}.weight_scale": scale}
+        if not hasattr(operations, "_layer_quant_config"):
+            # newer hosts
+            tensors[f"{name}.comfy_quant"] = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+    return loaded_by_host(tensors, custom_operations=operations)
+
+
 def unet() -> comfy.model_patcher.ModelPatcher:
     """A U-Net of SDXL's kind, float32. The host recognizes only the true sizes, so it is not asked."""
     config = comfy.supported_models.SDXL(
@@ -60,7 +74,7 @@ def unet() -> comfy.model_patcher.ModelPatcher:
 
 
 def denoised(patcher: comfy.model_patcher.ModelPatcher, load: bool = True) -> torch.Tensor:
-    """One prediction of the host's model, as its samplers ask for it.
+    """One prediction of the host's model, as its samplers ask for it, with the patcher's wrappers about it.
 
     Args:
         load: ask the host to load the whole model; False takes its layers from where they are.
@@ -75,6 +89,7 @@ def denoised(patcher: comfy.model_patcher.ModelPatcher, load: bool = True) -> to
     device = patcher.load_device
     conditioning = {} if wan else {"y": torch.randn(1, POOLED, generator=generator).to(device)}
     sigma = torch.tensor([0.5], device=device)
+    conditioning["transformer_options"] = {"wrappers": patcher.wrappers}
     return patcher.model.apply_model(x.to(device), sigma, c_crossattn=context.to(device), **conditioning).float().cpu()
 
 
