@@ -163,10 +163,20 @@ class QuantConfig:
 def parse_skip_modules(text: str) -> tuple[str, ...]:
     """Module names from a text with one name per line, or separated by commas.
 
+    Raises:
+        ConfigError: a name is a number, which would match blocks of every list.
+
     >>> parse_skip_modules("img_in, txt_in\\nsingle_blocks.*")
     ('img_in', 'txt_in', 'single_blocks.*')
     """
-    return tuple(name for name in (part.strip() for part in re.split(r"[,\n]", text)) if name)
+    names = tuple(name for name in (part.strip() for part in re.split(r"[,\n]", text)) if name)
+    for name in names:
+        if name.isdecimal():
+            raise ConfigError(
+                f"skip_modules has the number {name}, which names no module. For a block write its list too, such as "
+                f"double_blocks.{name}; a budget has a decimal point and no comma: {AUTO}:7.5."
+            )
+    return names
 
 
 def split_budget(entries: Iterable[str]) -> tuple[tuple[str, ...], float | None]:
