@@ -25,6 +25,7 @@ from .compute_dtype import transformer_dtype
 from .copying import ModelCopy, config_of_copy, patcher_for, require_unheld, room_for
 from .diffusers_names import diffusers_names
 from .flux_model import workspace
+from .merging import merged, split_merges
 from .operations import multiply_blocks_in_float8, operations, packed_linears
 from .patcher import PackedModelPatcher
 from .progress import progress_bar
@@ -41,11 +42,11 @@ _QUANTIZED_BY_HOST = ("scaled_fp8", "layer_quant_config", "quant_config")
 def quantized_model(
     patcher: comfy.model_patcher.ModelPatcher, config: QuantConfig | None = None, input_name: str = "model"
 ) -> comfy.model_patcher.ModelPatcher:
-    """A MODEL with packed weights, with the patches, options and wrappers of ``patcher``, which stays as it is.
+    """A MODEL with packed weights, with the LoRAs, options and wrappers of ``patcher``, which stays as it is.
 
     Every linear layer of the transformer or U-Net is packed, one after the other on the model's device, but for those
     that ``config`` skips and those that would not become smaller. What is stored in fp8 stands for its values in
-    bfloat16.
+    bfloat16. What merging nodes blend into a weight is in it before it is packed, with the patches that lie below.
 
     Args:
         config: how to quantize; None: NF4, or as the model is packed already.
@@ -92,9 +93,10 @@ def quantized_model(
             "Close other programs, or quantize to fewer bits.",
         )  # fmt: skip
         # looked at anew: making room may have moved the weights
-        model = _Quantizing(patcher, config, device).copied(patcher.model)
-    _set_up(model, patcher.load_device, config)
-    return patcher_for(model, patcher, PackedModelPatcher, device)
+        quantizing = _Quantizing(patcher, config, device)
+        model = quantizing.copied(patcher.model)
+    _set_up(model, patcher.load_device, config, bool(quantizing.merges))
+    return patcher_for(model, patcher, PackedModelPatcher, device, quantizing.patches)
 
 
 class _Quantizing(ModelCopy):
@@ -103,6 +105,7 @@ class _Quantizing(ModelCopy):
     Attributes:
         layers: path -> linear layer of the transformer.
         packed: paths of those that are packed.
+        merges: key -> patches that are in the values before they are packed; ``patches``: those that stay.
     """
 
     def __init__(
@@ -117,6 +120,9 @@ class _Quantizing(ModelCopy):
             if not is_skipped(self._names[path], config.skip_modules)
             and packed_nbytes(self._weight(path).shape, config) < 2 * self._weight(path).numel()
         }
+        split = {key: split_merges(patches) for key, patches in patcher.patches.items()}
+        self.merges = {key: merges for key, (merges, _) in split.items() if merges}
+        self.patches = {key: rest for key, (_, rest) in split.items() if rest}
         self._config = config
         self._linear = operations(config.compute_dtype).Linear
         self._done, self._progress = 0, progress_bar()
@@ -155,20 +161,20 @@ class _Quantizing(ModelCopy):
         return sizes
 
     def largest(self) -> int:
-        """Bytes of the largest weight that is packed, before that."""
+        """Bytes that the largest weight takes before it is packed; blending takes two in float32."""
         weights = map(self._weight, self.packed)
-        return max(weight.numel() * dtype_of_values(weight).itemsize for weight in weights)
+        return max(weight.numel() * (8 if self.merges else dtype_of_values(weight).itemsize) for weight in weights)
 
     def layer(self, module: torch.nn.Module, path: str) -> torch.nn.Module | None:
         if path not in self.layers:
             return None
         weight = self._weight(path)
         if path in self.packed:
-            tensors = {"weight": self._packed(module, weight)}
+            tensors = {"weight": self._packed(module, path)}
         elif dtype_of_values(weight) == weight.dtype and not hasattr(module, "convert_weight"):
             return None
         else:
-            tensors = {"weight": values(module, weight, self.device)}
+            tensors = {"weight": self._values(module, path, self.device)}
         if module.bias is not None:
             tensors["bias"] = self.tensor(f"{path}.bias")
         linear = self._linear(module.in_features, module.out_features, module.bias is not None)
@@ -177,7 +183,8 @@ class _Quantizing(ModelCopy):
 
     def tensor(self, key: str) -> torch.Tensor:
         tensor = self.weights[key]
-        return tensor.detach().to(self.device, dtype_of_values(tensor), copy=True)
+        copied = tensor.detach().to(self.device, dtype_of_values(tensor), copy=True)
+        return merged(self.merges.get(key, []), copied, key)
 
     def settle(self, module: torch.nn.Module, path: str) -> None:
         if hasattr(module, "comfy_cast_weights"):
@@ -190,8 +197,12 @@ class _Quantizing(ModelCopy):
     def _tell(self) -> None:
         self._progress(self._done, len(self.packed))
 
-    def _packed(self, module: torch.nn.Module, weight: torch.Tensor) -> torch.Tensor:
-        packed = quantize(values(module, weight, self.load_device), self._config, self._tell)
+    def _values(self, module: torch.nn.Module, path: str, device: torch.device) -> torch.Tensor:
+        key = f"{path}.weight"
+        return merged(self.merges.get(key, []), values(module, self.weights[key], device), key)
+
+    def _packed(self, module: torch.nn.Module, path: str) -> torch.Tensor:
+        packed = quantize(self._values(module, path, self.load_device), self._config, self._tell)
         self._done += 1
         self._tell()
         if self.load_device.type == "cuda":
@@ -207,7 +218,7 @@ def _names(model: comfy.model_base.BaseModel, paths) -> dict[str, tuple[str, ...
     return {path: (native, *diffusers.get(native, ())) for path, native in natives.items()}
 
 
-def _set_up(model: comfy.model_base.BaseModel, device: torch.device, config: QuantConfig) -> None:
+def _set_up(model: comfy.model_base.BaseModel, device: torch.device, config: QuantConfig, is_merged: bool) -> None:
     """What the loader of packed models configures."""
     host = config_of_copy(model)
     host.custom_operations = operations(config.compute_dtype)
@@ -225,7 +236,7 @@ def _set_up(model: comfy.model_base.BaseModel, device: torch.device, config: Qua
     flux = _flux_config(model)
     if flux is not None:
         model.memory_usage_factor = workspace(config.precision, device)
-        remember(model.diffusion_model, _provenance(model.diffusion_model, config, flux))
+        remember(model.diffusion_model, _provenance(model.diffusion_model, config, flux, is_merged))
 
 
 def _flux_config(model: comfy.model_base.BaseModel) -> FluxConfig | None:
@@ -241,10 +252,10 @@ def _flux_config(model: comfy.model_base.BaseModel) -> FluxConfig | None:
     return flux if flux.tensor_shapes() == {name: tuple(tensor.shape) for name, tensor in tensors.items()} else None
 
 
-def _provenance(transformer: torch.nn.Module, config: QuantConfig, flux: FluxConfig) -> Provenance:
-    """What saving has to know. A stock loader's MODEL does not say which file it came from."""
+def _provenance(transformer: torch.nn.Module, config: QuantConfig, flux: FluxConfig, is_merged: bool) -> Provenance:
+    """What saving has to know. A stock loader's MODEL does not tell its file, and a merged one came of several."""
     known = next((value for value in vars(transformer).values() if isinstance(value, Provenance)), None)
-    if known is None:
+    if known is None or is_merged:
         return Provenance(source="", source_header_sha256="", config=config, model=flux, dtypes={})
     packed = {f"{name}.weight" for name in packed_linears(transformer)}
     dtypes = {name: dtype for name, dtype in known.dtypes.items() if name not in packed}
