@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
+import math
 import os
 import shutil
 import statistics
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 
 from chart import draw
@@ -37,6 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10)
     add_options(parser)
     parser.add_argument("--kernels", action="store_true", help="sum up the time of the kernels, too")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no variant is begun after so many")
     parser.add_argument("--gguf", help="folder of ComfyUI-GGUF, for gguf-…; else COMFYUI_GGUF_PATH")
     parser.add_argument(
         "--out", required=True, help="JSON lines, one measurement each; a table (.md) and a chart (.png) go beside"
@@ -117,21 +121,23 @@ def main():
         os.environ["COMFYUI_GGUF_PATH"] = arguments.gguf
     variants = sorted(arguments.variants, key=BASELINE.__ne__)  # the baseline first
     records = Records(arguments.out)
+    deadline = time.monotonic() + 60 * arguments.minutes
+    baseline: dict[tuple[int, Point], float] = {}
     with tempfile.TemporaryDirectory() as references, peers_files(variants, arguments.checkpoint):
-        for round_number in range(arguments.rounds):
-            baseline: dict[Point, float] = {}
-            for variant in variants:
-                for record in measure(variant, arguments, references):
+        for round_number, variant in itertools.product(range(arguments.rounds), variants):
+            if time.monotonic() > deadline:
+                print(f"left out, {arguments.minutes:g} minutes are over: {variant}, round {round_number}", flush=True)
+                continue
+            for record in measure(variant, arguments, references):
+                if variant == BASELINE and "error" in record and not baseline:
+                    raise SystemExit(f"{BASELINE} failed, so there is nothing to compare with: {record['error']}")
+                if "step_s" in record:
+                    place = round_number, Point.of(record)
                     if variant == BASELINE:
-                        if "error" in record and not baseline:
-                            raise SystemExit(
-                                f"{BASELINE} failed, so there is nothing to compare with: {record['error']}"
-                            )
-                        if "step_s" in record:
-                            baseline[Point.of(record)] = record["step_s"]
-                    if "step_s" in record and Point.of(record) in baseline:
-                        record["ratio"] = record["step_s"] / baseline[Point.of(record)]
-                    records.add(record | {"round": round_number})
+                        baseline[place] = record["step_s"]
+                    if place in baseline:
+                        record["ratio"] = record["step_s"] / baseline[place]
+                records.add(record | {"round": round_number})
     records.finish(table)
     draw(arguments.out, os.path.splitext(arguments.out)[0] + ".png")
 
