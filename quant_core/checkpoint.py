@@ -23,7 +23,7 @@ class Checkpoint:
     Attributes:
         path: the file, or the folder.
         tensors: every tensor, by name, from all files.
-        metadata: the free-form text fields of a single file's header.
+        metadata: the free-form text fields of the file's header, in a folder of that of the first file.
         config: the ``config.json`` of a folder; None for a single file.
     """
 
@@ -95,8 +95,10 @@ def open_checkpoint(path: str | os.PathLike, component: str = "") -> Checkpoint:
     config = folder_config(folder)
     files, promised = weight_files(folder)
     tensors: dict[str, TensorInfo] = {}
+    metadata: Mapping[str, str] = {}
     for file in files:
-        found, _ = read_header(file)
+        found, fields = read_header(file)
+        metadata = fields if file == files[0] else metadata
         twice = tensors.keys() & found.keys()
         if twice:
             raise CheckpointError(
@@ -110,4 +112,4 @@ def open_checkpoint(path: str | os.PathLike, component: str = "") -> Checkpoint:
             f"lacks the tensor {min(missing)}, which its index names.",
             "The folder is incomplete or damaged: download it again.",
         )
-    return Checkpoint(folder, tensors, config=config)
+    return Checkpoint(folder, tensors, metadata, config)

@@ -11,6 +11,7 @@ from .flux.config import count_blocks
 from .shapes import require_shapes, shape_of
 
 LAYER = "text_model.encoder.layers."
+WIDTH = 768
 HEAD_DIM = 64  # of every CLIP text encoder
 VOCABULARY = 49408  # of CLIP's tokenizer
 
@@ -65,6 +66,13 @@ def read_clip_l_config(path: str, tensors: Mapping[str, Assembly]) -> ClipLConfi
             path,
             f"has hidden size {hidden}, which is no multiple of {HEAD_DIM}.",
             "Choose a CLIP-L text encoder, such as clip_l.safetensors.",
+        )
+    if hidden > WIDTH:
+        raise CheckpointError(
+            path,
+            f"has hidden size {hidden}, but CLIP-L has {WIDTH}; CLIP-H has 1024, CLIP-G 1280.",
+            "Choose a CLIP-L text encoder here, such as clip_l.safetensors; for CLIP-G use DualCLIPLoader, with type "
+            "sdxl or sd3.",
         )
     config = ClipLConfig(
         hidden_size=hidden,

@@ -32,12 +32,7 @@ def require_shapes(
                 "download it again, or choose another.",
             )
         tensor = tensors[name]
-        if tensor.shape != shape:
-            raise CheckpointError(
-                path,
-                f"has the tensor {tensor.name} in shape {tensor.shape}, but {what} needs {shape}.",
-                "Choose a file of this model.",
-            )
+        # before the shape, which is not the weight's own where several numbers share a byte
         wrong = next((part for part in tensor.parts if part.dtype not in SIXTEEN_BIT), None)
         if wrong is not None:
             found = "an unknown dtype" if wrong.dtype is None else str(wrong.dtype).removeprefix("torch.")
@@ -45,6 +40,12 @@ def require_shapes(
                 path,
                 f"stores {wrong.name} as {found}, which cannot be read as a weight.",
                 "Use the model's bfloat16, float16 or float32 file, or one that bitsandbytes packed.",
+            )
+        if tensor.shape != shape:
+            raise CheckpointError(
+                path,
+                f"has the tensor {tensor.name} in shape {tensor.shape}, but {what} needs {shape}.",
+                "Choose a file of this model.",
             )
 
 

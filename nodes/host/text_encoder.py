@@ -10,16 +10,19 @@ import comfy.sd
 import folder_paths
 import torch
 
+from ...quant_core.errors import CheckpointError
 from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.memory import largest_weight_nbytes, planned_nbytes
 from ...quant_core.quantize import load
 from ...quant_core.source import Source
 from .compute_dtype import encoder_dtype
-from .operations import operations
+from .operations import PackedLinear, operations
 from .patcher import PackedModelPatcher
 from .placement import make_room
 from .progress import progress_bar
 from .saving import remember
+
+T5_TOKENS = 32100  # of the tokenizer that the host has for FLUX; the embedding of T5 v1.1 has 28 more rows
 
 
 def load_flux_clip(t5: Source, clip_l: Source) -> comfy.sd.CLIP:
@@ -27,8 +30,9 @@ def load_flux_clip(t5: Source, clip_l: Source) -> comfy.sd.CLIP:
 
     Raises:
         ConfigError: the device cannot run the precision.
-        CheckpointError: a file cannot be read to the end.
+        CheckpointError: the T5 is for another tokenizer than FLUX's, or a file cannot be read to the end.
     """
+    _require_vocabulary(t5)
     device, offload_device = memory.text_encoder_device(), memory.text_encoder_offload_device()
     if t5.uses_int8:
         require_int8(device)
@@ -56,7 +60,10 @@ def load_flux_clip(t5: Source, clip_l: Source) -> comfy.sd.CLIP:
         model_options=options,
         **_static_patcher(),
     )
-    remember(clip.cond_stage_model.t5xxl.transformer, t5)
+    transformer = clip.cond_stage_model.t5xxl.transformer
+    if t5.config.compute_dtype == torch.float16:
+        _multiply_in_range(transformer, encoder_dtype(None, device))
+    remember(transformer, t5)
     # the host made, and on some devices already registered, a patcher of its own: a second one for the same model
     # would look like a leak to it
     clip.patcher.__class__ = PackedModelPatcher
@@ -65,6 +72,27 @@ def load_flux_clip(t5: Source, clip_l: Source) -> comfy.sd.CLIP:
     if clip.patcher.loaded_size():
         clip.patcher.model.model_loaded_weight_memory = clip.patcher.model_size()
     return clip
+
+
+def _require_vocabulary(t5: Source):
+    """Check that the rows of the T5's embedding are those of the host's tokens."""
+    vocabulary = t5.model.vocab_size
+    # finetunes may have some more
+    if not T5_TOKENS <= vocabulary < 2 * T5_TOKENS:
+        raise CheckpointError(
+            t5.checkpoint.path,
+            f"has a vocabulary of {vocabulary} tokens, but FLUX's T5 has 32128; byT5's is smaller, mT5's larger.",
+            "Choose T5-XXL v1.1 here, such as t5xxl_fp16.safetensors; for byT5 use DualCLIPLoader, with type "
+            "hunyuan_image.",
+        )
+
+
+def _multiply_in_range(transformer: torch.nn.Module, dtype: torch.dtype):
+    """Let the products that leave float16's range be of another ``dtype``: those at the end of each block, as in
+    transformers' ``T5PreTrainedModel``."""
+    for name, layer in transformer.named_modules():
+        if isinstance(layer, PackedLinear) and name.endswith(".wo"):
+            layer.compute_dtype = dtype
 
 
 def _static_patcher() -> dict[str, bool]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..identify import FLUX, FLUX_DIFFUSERS, Kind, identify
+from ..identify import FLUX, FLUX_DIFFUSERS, Kind, identify, lookalike
 from ..stored.contents import is_statistic
 from ..stored.four_bit import STATE
 from ..stored.int8 import SCALES
@@ -65,7 +65,8 @@ def single_file(listing: Listing, path: str, wanted: Kind) -> SingleFile:
             marker = next((name for name in header if name.endswith(kind.marker)), None)
         else:
             # beside other models it stands under a prefix that only it has
-            marker = next((p + kind.marker for p in kind.prefixes if p and p + kind.marker in header), None)
+            own = (p for p in kind.prefixes if p and p + kind.marker in header)
+            marker = next((p + kind.marker for p in own if not lookalike(header, kind, p)), None)
         if marker is not None:
             prefix = marker.partition(kind.marker)[0]
             tensors = {name: dtype for name, dtype in header.items() if name.startswith(prefix)}

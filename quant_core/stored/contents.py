@@ -14,6 +14,7 @@ from ..errors import CheckpointError
 from ..header import TensorInfo
 from . import int8 as llm_int8
 from . import plain
+from .comfyui import comfyui_format
 from .four_bit import STATE, STATISTICS, FourBit, four_bit
 from .int8 import Int8, int8
 from .plain import FLOAT8, Float8, Plain, float8
@@ -62,10 +63,10 @@ def is_statistic(name: str) -> bool:
 def read_contents(checkpoint: Checkpoint, prefix: str = "") -> Contents:
     """What the tensors under ``prefix`` are stored as.
 
-    Of their data only the descriptions of 4-bit weights and the scales of fp8 weights are read.
+    Of their data only the descriptions of 4-bit weights, and the descriptions and scales of fp8 weights are read.
 
     Raises:
-        CheckpointError: a packed weight's statistics are missing, or do not fit it.
+        CheckpointError: a packed weight's statistics are missing, or do not fit it; or another tool packed it.
     """
     infos = {name: info for name, info in checkpoint.tensors.items() if name.startswith(prefix)}
     states = _descriptions(checkpoint.path, infos)
@@ -81,9 +82,12 @@ def read_contents(checkpoint: Checkpoint, prefix: str = "") -> Contents:
             elif info.dtype is torch.int8 and name.removesuffix(".weight") + llm_int8.SCALES in infos:
                 tensors[name] = int8(checkpoint.path, name, infos, reader)
             elif info.dtype in FLOAT8:
+                _require_readable(checkpoint.path, name, infos, reader)
                 tensors[name] = float8(checkpoint.path, name, infos)
                 _require_scale(checkpoint.path, tensors[name], info.dtype, infos, scaled, reader)
             else:
+                if info.dtype not in plain.SIXTEEN_BIT:
+                    _require_readable(checkpoint.path, name, infos, reader)
                 tensors[name] = Plain(name, info.shape, info.dtype)
     return Contents(checkpoint, tensors)
 
@@ -118,6 +122,20 @@ def _require_used(path: str, infos: Mapping[str, TensorInfo], states: Mapping[st
             _refuse(path, f"has the row scales {name}, but {weight} is not int8")
         if suffix in plain.SCALES and dtype in plain.SIXTEEN_BIT:
             _refuse(path, f"has the fp8 scale {name}, but {weight} is not fp8")
+
+
+def _require_readable(path: str, weight: str, infos: Mapping[str, TensorInfo], reader: Reader):
+    """Check that ComfyUI did not pack the weight in a format that is not read here."""
+    form = comfyui_format(weight, infos, reader)
+    # of fp8, the shapes of the scales tell which can be read
+    if form is None or (infos[weight].dtype in FLOAT8 and form.startswith("float8_")):
+        return
+    raise CheckpointError(
+        path,
+        f"stores {weight} as {form}, a format of ComfyUI's own quantization that cannot be read.",
+        "Choose the model's 16-bit or fp8 file here, or one that bitsandbytes packed; for this file use ComfyUI's own "
+        "loaders, such as UNETLoader or DualCLIPLoader.",
+    )
 
 
 def _require_scale(

@@ -19,7 +19,7 @@ FLUX = FluxConfig(
     in_channels=64, out_channels=64, hidden_size=768, num_heads=6, mlp_size=3072, context_in_dim=128, vec_in_dim=64,
     depth=4, depth_single_blocks=4, guidance_embed=True,
 )  # fmt: skip
-T5 = T5Config(vocab_size=128, d_model=1024, d_ff=4096, d_kv=64, num_heads=16, num_layers=8)
+T5 = T5Config(vocab_size=32128, d_model=1024, d_ff=4096, d_kv=64, num_heads=16, num_layers=8)
 LARGE_FLUX, LARGE_T5 = "large_flux.safetensors", "large_t5.safetensors"
 CAPTION = "a large red circle on a white background"
 

@@ -17,6 +17,7 @@ import torch
 import transformers
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt
 from bnb_references import quantized_by_diffusers
+from comfy_kitchen.tensor import QuantizedTensor
 from safetensors.torch import load_file, save_file
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -72,6 +73,20 @@ def as_scaled_float8(
     if suffix == "scale_weight":
         stored["scaled_fp8"] = torch.zeros(2, dtype=dtype)
     return stored, values
+
+
+def as_comfyui(tensors: Mapping[str, torch.Tensor], linears: set[str], layout: str, form: str) -> Tensors:
+    """The tensors with the ``linears`` as ComfyUI stores them in one of the formats of its own quantization.
+
+    Args:
+        layout: comfy_kitchen's name for the format.
+        form: ComfyUI's.
+    """
+    stored = dict(tensors)
+    for module in linears:
+        stored |= QuantizedTensor.from_float(tensors[f"{module}.weight"], layout).state_dict(f"{module}.weight")
+        stored[f"{module}.comfy_quant"] = torch.tensor(list(json.dumps({"format": form}).encode()), dtype=torch.uint8)
+    return stored
 
 
 # packed by bitsandbytes -----------------------------------------------------------------------------------------------

@@ -133,6 +133,16 @@ def test_packed_by_others_is_refused_before_it_is_downloaded(hub, fetch, tmp_pat
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.parametrize("prefix", FLUX.prefixes[:2])
+def test_a_model_that_only_has_flux_names_too_is_refused_before_it_is_downloaded(hub, fetch, tmp_path, prefix):
+    chroma = {prefix + name: torch.zeros(8) for name in (FLUX.marker, "distilled_guidance_layer.in_proj.weight")}
+    hub.add("owner/name", {"chroma.safetensors": save(chroma | {IN_T5: torch.zeros(8)})})
+    with pytest.raises(HubError, match=r"chroma.safetensors \(a Chroma transformer\)"):
+        fetch("owner/name")
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert os.path.basename(fetch("owner/name", T5)) == "chroma.safetensors"
+
+
 def test_a_named_file_goes_before_the_search(hub, fetch):
     hub.add("owner/name", SIXTEEN_BIT_FILE | NF4_FILE | {"old/v1/flux.safetensors": nf4(FLUX.marker)})
     path = fetch("owner/name/old/v1/flux.safetensors")

@@ -6,6 +6,7 @@ import format_files
 import pytest
 import small_models
 import torch
+import transformers
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.errors import CheckpointError
 from quantflux.quant_core.flux.names import native_state_dict
@@ -50,6 +51,65 @@ def test_a_packed_clip_l_is_refused_by_the_weights_name(clip_l, tmp_path):
 def test_a_packed_table_of_a_t5_is_refused_by_its_name(t5_model, tmp_path, module):
     tensors = {n: t for n, t in t5_model.state_dict().items() if "embed_tokens" not in n}
     refused(t5_source, format_files.pack_4bit(tensors, {module})[0], tmp_path, f"{module}.weight packed")
+
+
+def test_a_umt5_is_refused_since_its_later_biases_would_be_left_out(tmp_path):
+    sizes = small_models.T5_SIZES
+    umt5 = transformers.UMT5EncoderModel(transformers.UMT5Config(**sizes)).to(torch.bfloat16)
+    tensors = {n: t for n, t in umt5.state_dict().items() if "embed_tokens" not in n}
+    refused(t5_source, tensors, tmp_path, "is a UMT5 text encoder, not a T5", "use CLIPLoader")
+
+
+@pytest.mark.parametrize("hidden_size", [1024, 1280], ids=["CLIP-H", "CLIP-G"])
+def test_a_wider_clip_is_refused_by_its_width(tmp_path, hidden_size):
+    config = transformers.CLIPTextConfig(hidden_size=hidden_size, num_attention_heads=16, num_hidden_layers=2)
+    state = transformers.CLIPTextModel(config).to(torch.float16).state_dict()
+    tensors = {f"text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in state.items()}
+    refused(clip_l_source, tensors, tmp_path, f"has hidden size {hidden_size}", "clip_l.safetensors", "DualCLIPLoader")
+
+
+# layout of the host's library -> what ComfyUI calls the format
+COMFYUIS = {
+    "TensorCoreNVFP4Layout": "nvfp4",
+    "TensorCoreMXFP8Layout": "mxfp8",
+    "TensorWiseINT8Layout": "int8_tensorwise",
+    "TensorCoreConvRotW4A4Layout": "convrot_w4a4",
+}
+
+
+@pytest.mark.parametrize("layout", COMFYUIS)
+@pytest.mark.parametrize("model", ["flux", "t5"])
+def test_a_weight_in_a_format_of_comfyui_is_refused_by_its_format(flux_model, t5_model, tmp_path, model, layout):
+    if model == "flux":
+        source, tensors, module = flux_source, native_state_dict(flux_model.state_dict()), "single_blocks.0.linear1"
+    else:
+        tensors = {n: t for n, t in t5_model.state_dict().items() if "embed_tokens" not in n}
+        source, module = t5_source, "encoder.block.1.layer.1.DenseReluDense.wo"
+    tensors = format_files.as_comfyui(tensors, {module}, layout, COMFYUIS[layout])
+    words = f"stores {module}.weight as {COMFYUIS[layout]}", "16-bit or fp8 file", "for this file use ComfyUI's own"
+    refused(source, tensors, tmp_path, *words)
+
+
+def test_nvfp4_is_known_without_its_description_too(flux_model, tmp_path):
+    native = native_state_dict(flux_model.state_dict())
+    stored = format_files.as_comfyui(native, {"img_in"}, "TensorCoreNVFP4Layout", "nvfp4")
+    del stored["img_in.comfy_quant"]
+    refused(flux_source, stored, tmp_path, "stores img_in.weight as nvfp4")
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff", b"[]", b"{}", b'{"format": 8}', b'{"format": "a b"}', b"[" * 100_000])
+def test_a_description_that_says_nothing_is_passed_over(flux_model, tmp_path, text):
+    native = native_state_dict(flux_model.state_dict())
+    module = "single_blocks.0.linear2"
+    stored, _ = format_files.as_scaled_float8(native, {module}, "weight_scale", "()", torch.float8_e4m3fn)
+    path = tmp_path / "flux.safetensors"
+    stored[f"{module}.comfy_quant"] = torch.tensor(list(text), dtype=torch.uint8)
+    save_file({name: tensor.contiguous() for name, tensor in stored.items()}, path)
+    assert flux_source(open_checkpoint(path)).packed[f"{module}.weight"].precision == "nf4"
+    # a weight of 4 bits has half the columns, but is refused for its dtype
+    rows, columns = native[f"{module}.weight"].shape
+    stored[f"{module}.weight"] = torch.zeros(rows, columns // 2, dtype=torch.uint8)
+    refused(flux_source, stored, tmp_path, f"{module}.weight as uint8, which cannot be read")
 
 
 @pytest.mark.parametrize("suffix", ["scale_weight", "weight_scale"])
