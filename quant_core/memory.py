@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .layouts import is_packed, nbytes, packed_nbytes, plain_tensors
+from .layouts import is_packed, packed_nbytes, plain_tensors
 from .lora import LowRank
 from .source import Source
 
@@ -39,7 +39,7 @@ def model_nbytes(tensors: Iterable[torch.Tensor]) -> tuple[int, int]:
     """(bytes now, bytes at 16 bit) of a model's tensors."""
     now = at_16_bit = 0
     for tensor in tensors:
-        now += nbytes(tensor)
+        now += sum(part.nbytes for part in _with_storage(tensor))
         at_16_bit += 2 * tensor.numel()
     return now, at_16_bit
 
@@ -116,11 +116,20 @@ def _grouped(module: torch.nn.Module, originals: Iterable[torch.Tensor]) -> Iter
 
 
 def _parts(group: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor, int]]:
-    data, *statistics = plain_tensors(tensor)
-    if group == SKIPPED and is_packed(tensor):
+    data, *statistics = _with_storage(tensor)
+    if group == SKIPPED and statistics:
         group = PACKED
     yield group, data, tensor.numel()
     yield from ((STATISTICS, part, 0) for part in statistics)
+
+
+def _with_storage(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that hold the data of ``tensor``, numbers before statistics: of this project's packed weights, of the
+    host's scaled fp8, and of what other projects wrap, for a wrapper has no storage of its own."""
+    if is_packed(tensor) or not hasattr(tensor, "__tensor_flatten__"):
+        return plain_tensors(tensor)
+    names, _ = tensor.__tensor_flatten__()
+    return tuple(part for name in names for part in _with_storage(getattr(tensor, name)))
 
 
 def _group(layer: torch.nn.Module, name: str) -> str:

@@ -69,14 +69,15 @@ def agreed(
 
     Args:
         modules: linear module of the model -> all names that a skip list may call it by.
-        asked: None takes the model's own, or NF4 for a 16-bit model.
+        asked: None takes the model's own, or NF4 for a 16-bit model that this project did not save.
 
     Raises:
         CheckpointError: what is asked for would change the packed weights.
     """
     own = stored_config(checkpoint, tensors)
     if own is None:
-        return asked or QuantConfig(), True
+        # one that was saved at 16 bit was meant to be so
+        return asked or QuantConfig("none" if METADATA_KEY in checkpoint.metadata else "nf4"), True
     if asked is None:
         return own, False
     if asked.budget_gib is not None:

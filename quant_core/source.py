@@ -38,7 +38,8 @@ class Source:
         model: its sizes.
         tensors: tensor of the model -> what it is made of.
         packed: weight tensor that is still to be quantized -> how.
-        config: the recipe, the model's own where it comes packed; where its layers differ, that of most weights.
+        config: the recipe, the model's own where it comes packed; where its layers differ, that of most packed weights;
+            of precision ``none`` where none is packed.
         costs: where the costs came from by which each layer got its own recipe; None if that was not asked for.
     """
 
@@ -93,7 +94,8 @@ def flux_source(
     diffusers modules stays at 16 bit whole if one of them is named.
 
     Args:
-        config: how to quantize; None takes the model's own quantization, or NF4 if it has none.
+        config: how to quantize; None takes the model's own quantization, or NF4 if it has none. A model that this
+            project saved with nothing packed stays at 16 bit.
         progress: called with (weights read, weights in all) where a budget has to be kept by looking at the weights;
             what it raises ends that.
 
@@ -162,6 +164,8 @@ def _source(
     quantizing = quantizing and config.precision != "none"
     to_pack = [m for m, known in modules.items() if quantizing and not is_skipped(known, config.skip_modules)]
     if not quantizing or config.budget_gib is None:
+        if quantizing and not to_pack:
+            config = replace(config, precision="none")
         return Source(checkpoint, model, tensors, {f"{module}.weight": config for module in to_pack}, config)
     choice = choose(checkpoint, model, tensors, to_pack, config, progress)
     packed = {f"{module}.weight": recipe for module, recipe in choice.recipes.items()}

@@ -13,6 +13,7 @@ import torch
 from ...quant_core.errors import ConfigError
 from ...quant_core.export import Provenance, provenance_of
 from ...quant_core.source import Source
+from .folders import DEEPEST
 from .operations import packed_linears
 
 _PROVENANCE = "quantflux_provenance"
@@ -62,15 +63,22 @@ def new_path(folder: str, prefix: str, suffix: str) -> tuple[str, str]:
 
     Args:
         prefix: the beginning of the name, perhaps after folders; the host's marks, such as ``%year%``, are filled in.
+        suffix: what the name ends in; empty for a model folder.
 
     Raises:
-        ConfigError: the prefix is no name in that folder.
+        ConfigError: the prefix is no name in that folder, or the loaders would not look for a model folder there.
     """
     root = os.path.join(folder_paths.get_output_directory(), folder)
     name = os.path.basename(os.path.normpath(prefix))
     if not prefix.strip() or not prefix.isprintable() or name.startswith(".") or os.path.isabs(prefix):
         raise ConfigError(
             f"filename_prefix {prefix!r} is no file name. Write a name, such as quantflux or mine/quantflux."
+        )
+    above = os.path.normpath(prefix).count(os.sep)
+    if not suffix and above >= DEEPEST:
+        raise ConfigError(
+            f"filename_prefix {prefix!r} has {above} folders before the name, and the loaders look for model folders "
+            f"behind at most {DEEPEST - 1}. Write fewer folders, or save a single file."
         )
     try:
         where, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)

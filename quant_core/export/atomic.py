@@ -1,21 +1,24 @@
 """Files and folders that appear under their names only when they are complete.
 
 They are written under a temporary name beside the final one, forced to the disk, and then renamed. A crash can leave
-the temporary one behind; its names end in ``.partial``, so nothing takes it for a model.
+the temporary one behind; its name is ``quantflux-*.partial``, so nothing takes it for a model.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import BinaryIO
 
 from .errors import SaveError, explained
 
 PARTIAL = ".partial"
+# what systems say that cannot force a folder's names to the disk, or may not read the folder for it
+_NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EPERM)
 
 
 @contextmanager
@@ -32,6 +35,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     try:
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
+            _exists(path)
             with open(temporary, "xb") as file:
                 yield file
                 file.flush()
@@ -41,7 +45,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
         except OSError as error:
             raise explained(path, error) from error
     except BaseException:
-        _remove_file(temporary)
+        # not there any more, or what keeps it from being removed must not hide why the file was given up
+        with suppress(OSError):
+            os.unlink(temporary)
         raise
 
 
@@ -58,7 +64,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[str]:
     temporary = _temporary(path)
     try:
         try:
-            if os.path.lexists(path):
+            if _exists(path):
                 raise SaveError(path, "exists already.", "Choose another name, or remove it first.")
             os.makedirs(temporary)
             yield temporary
@@ -100,23 +106,29 @@ def require_space(path: str | os.PathLike, nbytes: int) -> None:
 
 
 def _temporary(path: str) -> str:
-    return f"{path}.{secrets.token_hex(4)}{PARTIAL}"
+    # as short for a long name, which may be all that the file system takes
+    return os.path.join(os.path.dirname(path), f"quantflux-{secrets.token_hex(4)}{PARTIAL}")
 
 
-def _remove_file(path: str):
+def _exists(path: str) -> bool:
+    """Whether something has that name; an OSError if nothing ever can, which renaming would tell only at the end."""
     try:
-        os.unlink(path)
+        os.lstat(path)
     except FileNotFoundError:
-        # never made, or renamed already
-        return
+        return False
+    return True
 
 
 def _sync_folder(path: str):
-    """Force the names in a folder to the disk, where the system can do that."""
+    """Force the names in a folder to the disk, where the system can do that; some network and shared folders cannot."""
     if os.name != "posix":
         return
-    folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        folder = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_SYNC:
+            raise

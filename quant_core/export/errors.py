@@ -35,6 +35,8 @@ def explained(path: str, error: OSError) -> SaveError:
         cause, remedy = "the file is larger than is allowed there", "Raise the limit, or save to another disk."
     elif error.errno in _FORBIDDEN:
         cause, remedy = "writing is not allowed there", "Check the folder's access rights, or save to another one."
+    elif error.errno == errno.ENAMETOOLONG:
+        cause, remedy = "its name is too long", "Choose a shorter name."
     else:
         cause, remedy = "it cannot be written", "Check the disk, or save to another one."
     return SaveError(path, f"was not saved: {cause} ({reason}).", remedy)

@@ -5,6 +5,7 @@ import itertools
 import comfy.model_management
 import comfy.sd
 import loras
+import other_dits
 import pytest
 import torch
 from flux_predictions import predict
@@ -85,6 +86,22 @@ def test_skipped_layers_are_told_from_packed_ones(flux_file):
     _, figures = report(model=model_of(flux_file, QuantConfig("nf4", skip_modules=("img_in", "txt_in"))))
     # 256 rows of 64 channels and 256 of 128, in the float32 of the file
     assert held(figures, group=memory.SKIPPED) == 4 * 256 * (64 + 128)
+
+
+def test_scaled_fp8_that_the_host_wraps_counts_with_its_scales():
+    tensors = other_dits.sd3_tensors(torch.bfloat16)
+    layers = [f"joint_blocks.{block}.x_block.mlp.fc1" for block in (0, 1)]
+    model = other_dits.scaled_float8_by_host(tensors, layers)
+    _, figures = report(model=model)
+    numbers = sum(tensors[f"{name}.weight"].numel() for name in layers)
+    assert held(figures, group=memory.PACKED) == numbers
+    assert held(figures, group=memory.STATISTICS) == 4 * len(layers)
+    (packed,) = (one for one in figures["held"] if one["group"] == memory.PACKED)
+    assert packed["nbytes_16bit"] == 2 * numbers
+    _, plain = report(model=other_dits.loaded_by_host(tensors))
+    assert figures["bytes_16bit"] == plain["bytes_16bit"]
+    of_parameters, _ = memory.model_nbytes(model.model.parameters())
+    assert of_parameters + sum(buffer.nbytes for buffer in model.model.buffers()) == figures["bytes"]
 
 
 def test_any_vae_is_reported(flux_file):

@@ -17,7 +17,7 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_host import has_accelerator
 from flux_predictions import predict, relative_error
-from other_dits import denoised, loaded_by_host
+from other_dits import denoised, loaded_by_host, scaled_float8_by_host
 from quantflux.nodes.dequantize import QuantFluxDequantize
 from quantflux.nodes.host import quantized
 from quantflux.nodes.host.flux_model import load_flux_model, unet_config
@@ -157,20 +157,14 @@ def test_a_scaled_fp8_file_in_the_stock_loader_stands_for_weight_times_scale(flu
 def test_tensors_that_the_host_quantized_are_dequantized_by_it():
     tensors = other_dits.sd3_tensors(torch.bfloat16)
     name = "joint_blocks.1.x_block.mlp.fc1"
-    weight = tensors[f"{name}.weight"]
-    scale = weight.abs().amax().float() / 448
-    operations = comfy.ops.mixed_precision_ops({name: {"format": "float8_e4m3fn"}}, torch.float32)
-    tensors[f"{name}.weight"] = (weight.float() / scale).to(torch.float8_e4m3fn)
-    tensors[f"{name}.weight_scale"] = scale
-    if not hasattr(operations, "_layer_quant_config"):
-        description = b'{"format": "float8_e4m3fn"}'
-        tensors[f"{name}.comfy_quant"] = torch.tensor(list(description), dtype=torch.uint8)
-    stock = loaded_by_host(tensors, custom_operations=operations)
+    stock = scaled_float8_by_host(tensors, [name])
     held = stock.model.diffusion_model.get_submodule(name).weight
     assert type(held) is not torch.Tensor and type(held.data) is not torch.Tensor
     packed = run(stock)
     ours = packed.model.diffusion_model.get_submodule(name).weight
-    values = (tensors[f"{name}.weight"].float() * scale).to(torch.bfloat16)
+    weight = tensors[f"{name}.weight"].float()
+    scale = weight.abs().amax() / 448
+    values = ((weight / scale).to(torch.float8_e4m3fn).float() * scale).to(torch.bfloat16)
     assert relative_error(dequantize(ours, torch.float32), dequantize(quantize(values, NF4), torch.float32)) < 1e-2
     assert relative_error(denoised(packed), denoised(stock)) < 0.2
 

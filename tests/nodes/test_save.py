@@ -176,6 +176,16 @@ def test_a_prefix_that_leaves_the_folder_or_is_no_name_is_refused(flux_file, out
     assert files_below(output.parent) == []
 
 
+def test_a_folder_deeper_than_the_loaders_look_is_refused_before_any_is_made(flux_file, output):
+    model = loaded_model(flux_file)
+    with pytest.raises(ConfigError, match="'a/b/c/d/deep' has 4 folders before the name, .* at most 3. Write fewer"):
+        save("a/b/c/d/deep", FOLDER, model=model)
+    assert not output.exists()
+    for prefix, format in (("a/b/c/deepest", FOLDER), ("a/b/c/d/e/file", SINGLE_FILE)):
+        (figure,) = save(prefix, format, model=model)
+        assert not flux_source(chosen(TRANSFORMERS, figure["path"].removeprefix("diffusion_models/"))).packed
+
+
 def test_an_absolute_prefix_within_the_folder_is_refused_too(flux_file, output):
     with pytest.raises(ConfigError, match="filename_prefix"):
         save(str(output / "diffusion_models" / "x"), model=loaded_model(flux_file))

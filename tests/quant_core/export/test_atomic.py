@@ -1,9 +1,11 @@
 """What is saved is there whole, or not at all."""
 
+import errno
 import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -118,6 +120,60 @@ def test_a_folder_in_the_way_of_a_file_is_told(tmp_path):
     with pytest.raises(SaveError, match="model: was not saved"), atomic_file(tmp_path / "model") as file:
         file.write(b"new")
     assert list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+@POSIX
+@pytest.mark.parametrize("kind", SAVERS)
+def test_a_name_may_be_as_long_as_the_file_system_takes(kind, loaded_flux, tmp_path):
+    longest = "x" * os.pathconf(tmp_path, "PC_NAME_MAX")
+    SAVERS[kind](tmp_path / longest, *loaded_flux(QuantConfig("nf4")))
+    assert [path.name for path in tmp_path.iterdir()] == [longest]
+
+
+@POSIX
+@pytest.mark.parametrize("kind", SAVERS)
+def test_a_longer_name_is_refused_before_anything_is_written(kind, loaded_flux, tmp_path):
+    def written(done, total):
+        pytest.fail("it was written")
+
+    longer = tmp_path / ("x" * (os.pathconf(tmp_path, "PC_NAME_MAX") + 1))
+    with pytest.raises(SaveError, match="x: was not saved: its name is too long .* Choose a shorter name"):
+        SAVERS[kind](longer, *loaded_flux(QuantConfig("nf4")), progress=written)
+    assert list(tmp_path.iterdir()) == []
+
+
+@POSIX
+def test_what_keeps_the_new_file_from_being_removed_does_not_hide_the_cause(tmp_path):
+    folder = tmp_path / "folder"
+    with pytest.raises(SaveError, match="model: was not saved"), atomic_file(folder / "model"):
+        shutil.rmtree(folder)
+        folder.write_bytes(b"a file where the folder was")
+
+
+@POSIX
+@pytest.mark.parametrize("kind", SAVERS)
+def test_a_file_system_that_cannot_sync_folders_is_saved_to(kind, loaded_flux, tmp_path, monkeypatch):
+    break_folder_sync(monkeypatch, errno.EINVAL)
+    SAVERS[kind](tmp_path / "model", *loaded_flux(QuantConfig("nf4")))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@POSIX
+def test_a_disk_error_while_a_folder_is_synced_is_told(tmp_path, monkeypatch):
+    break_folder_sync(monkeypatch, errno.EIO)
+    with pytest.raises(SaveError, match="model: was not saved"), atomic_file(tmp_path / "model") as file:
+        file.write(b"new")
+
+
+def break_folder_sync(monkeypatch, number: int):
+    sync = os.fsync
+
+    def fsync(file):
+        if stat.S_ISDIR(os.fstat(file).st_mode):
+            raise OSError(number, os.strerror(number))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", fsync)
 
 
 def test_a_new_file_takes_the_place_of_the_old_one(tmp_path):

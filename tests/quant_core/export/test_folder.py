@@ -81,6 +81,19 @@ def test_we_load_the_same_weights(loaded_flux, config, tmp_path):
     assert source.config.int8_threshold == config.int8_threshold
 
 
+@pytest.mark.parametrize("config", [QuantConfig("none"), QuantConfig("nf4", skip_modules=("*",))], ids=described)
+@pytest.mark.parametrize("kind", ["flux", "t5"])
+def test_a_folder_saved_with_nothing_packed_is_packed_only_where_a_config_says_so(kind, config, request, tmp_path):
+    tensors, provenance = request.getfixturevalue(f"loaded_{kind}")(config)
+    save_diffusers_folder(tmp_path / "saved", tensors, provenance, shard_size="1MB")
+    assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
+    open_source = {"flux": flux_source, "t5": t5_source}[kind]
+    source = open_source(open_checkpoint(tmp_path / "saved"))
+    assert not source.packed and source.describe() == "16-bit"
+    require_same_values(load(source), tensors)
+    assert open_source(open_checkpoint(tmp_path / "saved"), QuantConfig("fp4")).packed
+
+
 def test_a_cut_through_a_block_leaves_the_layer_at_16_bit_and_is_logged(tmp_path, diffusers_on_cpu, caplog):
     # a block is 51.2 rows of 80
     model = random_flux(attention_head_dim=80, num_attention_heads=1, axes_dims_rope=(10, 35, 35))

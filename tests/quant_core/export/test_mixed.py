@@ -55,6 +55,15 @@ def test_a_mixed_model_is_saved_to_one_file_and_read_back_bit_equal(mixed, tmp_p
     require_same_bits(tensors, load(flux_source(open_checkpoint(tmp_path / "twice.safetensors"))))
 
 
+def test_a_budget_in_which_nothing_has_to_be_packed_is_kept_by_the_saved_file(model_file, tmp_path):
+    source = source_of(model_file, 1.0)
+    assert not source.packed
+    save_single_file(tmp_path / "plain.safetensors", load(source), provenance_of(source))
+    again = flux_source(open_checkpoint(tmp_path / "plain.safetensors"))
+    assert not again.packed and again.describe() == "16-bit"
+    require_same_bits(load(source), load(again))
+
+
 def test_a_mixed_file_keeps_its_precisions_against_any_config(mixed, tmp_path):
     path = tmp_path / "mixed.safetensors"
     save_single_file(path, load(mixed), provenance_of(mixed))

@@ -29,6 +29,7 @@ CONFIGS = [
     QuantConfig("int8", int8_threshold=2.5),
     QuantConfig("int8", int8_threshold=0.0, compute_dtype=torch.bfloat16),
 ]
+NOTHING_PACKED = [QuantConfig("none"), *(QuantConfig(name, skip_modules=("*",)) for name in ("nf4", "int8"))]
 
 
 def described(config: QuantConfig) -> str:
@@ -92,6 +93,20 @@ def test_a_model_at_16_bit_is_saved_as_it_is(loaded_flux, flux_file, tmp_path):
     assert saved.keys() == stored.keys()
     assert all(torch.equal(saved[name], stored[name]) for name in stored)
     assert "quantization_config" not in json.loads(metadata(tmp_path / "saved.safetensors")[METADATA_KEY])
+
+
+@pytest.mark.parametrize("config", NOTHING_PACKED, ids=described)
+@pytest.mark.parametrize("kind", ["flux", "t5"])
+def test_a_model_saved_with_nothing_packed_is_packed_only_where_a_config_says_so(kind, config, request, tmp_path):
+    tensors, provenance = request.getfixturevalue(f"loaded_{kind}")(config)
+    path = tmp_path / "saved.safetensors"
+    save_single_file(path, tensors, provenance)
+    assert "quantization_config" not in json.loads(metadata(path)[METADATA_KEY])
+    open_source = {"flux": flux_source, "t5": t5_source}[kind]
+    source = open_source(open_checkpoint(path))
+    assert not source.packed and source.config.precision == "none" and source.describe() == "16-bit"
+    require_same_bits(tensors, load(source))
+    assert open_source(open_checkpoint(path), QuantConfig("fp4")).packed
 
 
 @pytest.mark.parametrize("config", [QuantConfig("nf4"), QuantConfig("fp4", double_quant=True)], ids=described)
