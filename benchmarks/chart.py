@@ -43,6 +43,11 @@ from quantflux.quant_core.report.drawing import (
 STOCK, PEERS, OURS = "ComfyUI's own", "others", "QuantFlux"
 COLOURS = {STOCK: DARK_GREY, PEERS: ORANGE, OURS: BLUE}
 KINDS = {"stock": STOCK, "ours": OURS}
+MAKERS = {"ours": "", "gguf": "GGUF "}  # others are called as they are
+WORDS = {
+    "nf4": "NF4", "fp4": "FP4", "dq": "double quantization", "fp8": "float8", "fp8fast": "float8 fast",
+    "t0": "threshold 0", "t6": "threshold 6", "q8_0": "Q8_0", "q4_0": "Q4_0", "compile": "compiled",
+}  # fmt: skip
 TOP, BAR, ROW = 134, 28, 84
 SIDE, HEIGHT = 110, 420  # of a chart of lines: room for its figures, and its height
 LINES = (BLUE, ORANGE, GREEN, VERMILION, SKY, PURPLE, DARK_GREY)
@@ -86,7 +91,7 @@ def bars(records: Sequence[dict]) -> Image.Image:
     draw.line((MARGIN + scale, TOP, MARGIN + scale, axis), INK, 3)
     for i, (variant, figures) in enumerate(rows):
         y = TOP + 12 + ROW * i
-        text(draw, (MARGIN, y), variant, INK, TEXT, "la")
+        text(draw, (MARGIN, y), in_words(variant), INK, TEXT, "la")
         notes = [f"{figures['ratio']:.2f}", f"{figures['peak_gib']:.1f} GiB"]
         if variant != BASELINE and "rel_err" in figures:
             notes.append(f"error {figures['rel_err']:.3f}")
@@ -101,13 +106,23 @@ def kind(variant: str) -> str:
     return KINDS.get(variant.split("-")[0], PEERS)
 
 
+def in_words(variant: str) -> str:
+    """A variant's name in words.
+
+    >>> in_words("ours-nf4-fp8-compile"), in_words("stock-bf16")
+    ('NF4, float8, compiled', 'stock bf16')
+    """
+    maker, *words = variant.split("-")
+    return MAKERS.get(maker, f"{maker} ") + ", ".join(WORDS.get(word, word) for word in words)
+
+
 def growth(records: Sequence[dict]) -> Image.Image | None:
     """Seconds of a step against each thing that was varied, one chart above the other; None if nothing was."""
     found = medians(records)
     first = next(iter(found[BASELINE]))
     varied = {
         axis: {
-            variant: line
+            in_words(variant): line
             for variant, by_point in found.items()
             if len(
                 line := sorted((getattr(p, axis), f["step_s"]) for p, f in by_point.items() if alike(p, first, axis))

@@ -35,6 +35,8 @@ SEEN: dict[str, list[list[str]]] = {
     "quantize": [["plain", "transformer"], ["config", "quantize"]],
     "save": [["transformer", "text_encoders"], ["save_packed"]],
 }
+# node -> pixels by which it is wider and higher than the canvas makes it, so that all of its text is seen
+LARGER = {"save_packed": [70, 20]}
 # waits for the end of a run; the promise of queuePrompt does not
 RUN = """() => new Promise(resolve => {
     for (const name of ['execution_success', 'execution_error'])
@@ -42,8 +44,9 @@ RUN = """() => new Promise(resolve => {
     app.queuePrompt(0)
 })"""
 # the nodes at their own size, and where they then are on the page
-FRAME = """ids => {
+FRAME = """([ids, larger]) => {
     const nodes = app.graph.nodes.filter(node => ids.includes(node.title))
+    for (const node of nodes) node.setSize(node.size.map((side, i) => side + (larger[node.title]?.[i] ?? 0)))
     const title = LiteGraph.NODE_TITLE_HEIGHT
     const left = Math.min(...nodes.map(n => n.pos[0])), top = Math.min(...nodes.map(n => n.pos[1])) - title
     const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0]))
@@ -101,7 +104,8 @@ def take(page: Page, name: str) -> Image.Image:
         raise HostError(f"{name}: {ended}")
     page.wait_for_timeout(1000)
     titles = [graph[one]["_meta"]["title"] for one in seen]
-    box = page.evaluate(FRAME, titles)
+    larger = {graph[one]["_meta"]["title"]: pixels for one, pixels in LARGER.items() if one in seen}
+    box = page.evaluate(FRAME, [titles, larger])
     page.wait_for_timeout(1000)
     clip = {
         "x": box["x"] - MARGIN, "y": box["y"] - MARGIN,

@@ -1,6 +1,6 @@
 """Measures how often the small FLUX draws the shape and the colour of its prompt, in a real ComfyUI.
 
-    python tools/prompt_accuracy.py --count 200 none nf4 fp4 int8
+python tools/prompt_accuracy.py --count 200 none nf4 fp4 int8
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ from .saving import remember
 # What sampling needs beside the weights, in the host's measure: hundredths of a MiB for each latent pixel and each byte
 # of the dtype. Measured on an H100 at 1024x1024 (2026-11-25), scratch for the largest unpacked layer included: 0.55 GiB
 # for 4 bit, which is 1.7, 0.56 GiB for LLM.int8() by our kernels, and 0.98 GiB, 3.1, by those of bitsandbytes; the rest
-# is margin. The host's own figure for FLUX is 3.1: with it a layer of a 4-bit FLUX.1-dev would stay off a card that has
-# 8 GiB free.
+# is margin. The host's own figure for FLUX is 3.1: with it a layer of a 4-bit FLUX.1-dev would stay off a card of which
+# 8 GiB are left for the host.
 WORKSPACE, WORKSPACE_OF_BITSANDBYTES_INT8 = 2.0, 3.4
 
 

@@ -35,7 +35,7 @@ FEW = MatmulConfig(16, 64, 256, warps=4, stages=3)
 SOME = MatmulConfig(64, 64, 128, warps=4, stages=4)
 MANY = MatmulConfig(128, 128, 64, warps=4, stages=3)
 
-# Compute capability 9.0, measured on an H100 (2026-11-25): within 4 % of the best of 16 at each of FLUX's sizes, with a
+# Compute capability 9.0, measured on an H100 (2026-11-25): within 7 % of the best of 16 at each of FLUX's sizes, with a
 # threshold or without
 HOPPER = MatmulConfig(128, 256, 128, warps=8, stages=4, kernel="hopper", persistent=1)
 HOPPER_SOME_WIDE = MatmulConfig(128, 128, 128, warps=4, stages=3, kernel="hopper", persistent=2)

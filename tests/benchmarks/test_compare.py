@@ -80,6 +80,21 @@ def test_bars_are_as_long_as_the_ratios(bars):
     assert widths(bars, BLUE) == pytest.approx(0.7 * whole, abs=2)
 
 
+@pytest.mark.parametrize(
+    ("variant", "words"),
+    [
+        ("stock-bf16", "stock bf16"),
+        ("stock-fp8fast-compile", "stock float8 fast, compiled"),
+        ("gguf-q8_0", "GGUF Q8_0"),
+        ("bare-nf4-dq", "bare NF4, double quantization"),
+        ("ours-int8-t0-compile", "int8, threshold 0, compiled"),
+        ("ours-nf4-fp8", "NF4, float8"),
+    ],
+)
+def test_a_chart_names_variants_in_words(variant, words):
+    assert chart.in_words(variant) == words
+
+
 def test_lines_are_drawn_of_what_was_varied_only():
     assert chart.growth([one for one in RECORDS if one.get("size") == 1024]) is None
     grown = chart.growth(RECORDS)
