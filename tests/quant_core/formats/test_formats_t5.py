@@ -16,16 +16,14 @@ from format_files import (
     shard,
     t5_folder_by_transformers,
 )
+from loading_formats import NONE, loaded_as_planned, packed_modules, require_values
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import CheckpointError
-from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors
-from quantflux.quant_core.memory import model_nbytes, planned_nbytes
-from quantflux.quant_core.quantize import load
+from quantflux.quant_core.layouts import is_packed, plain_tensors
 from quantflux.quant_core.source import t5_source
 from safetensors.torch import load_file, save_file
 
-NONE = QuantConfig("none")
 BY_TRANSFORMERS = {
     "nf4": QuantConfig("nf4"),
     "fp4": QuantConfig("fp4"),
@@ -36,15 +34,6 @@ SUFFIXES = {
     "nf4 nested": ("weight", "absmax", "quant_map", "nested_absmax", "nested_quant_map", "bitsandbytes__nf4"),
     "int8": ("weight", "SCB", "weight_format"),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For weights this small, threads cost more than they bring: far more where other programs keep cores busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -73,23 +62,8 @@ def folder_of_transformers(t5_model, tmp_path_factory):
     return make
 
 
-def loaded_as_planned(path, config=None) -> dict[str, torch.Tensor]:
-    """What a file or folder is loaded as: it must take the bytes that were planned from its header."""
-    source = t5_source(open_checkpoint(path), config)
-    loaded = load(source)
-    assert model_nbytes(loaded.values())[0] == planned_nbytes(source)
-    return loaded
-
-
-def require_values(loaded, expected):
-    """``loaded`` stands for exactly the ``expected`` values, in their dtype."""
-    assert loaded.keys() == expected.keys()
-    for name, values in expected.items():
-        assert torch.equal(dequantize(loaded[name], values.dtype), values), name
-
-
-def packed_modules(loaded) -> set[str]:
-    return {name.removesuffix(".weight") for name, tensor in loaded.items() if is_packed(tensor)}
+def t5_as_planned(path, config=None) -> dict[str, torch.Tensor]:
+    return loaded_as_planned(path, config, read=t5_source)
 
 
 def require_same_packed_tensors(loaded, expected):
@@ -104,8 +78,8 @@ def test_a_16_or_32_bit_t5_file_is_read(tmp_path, encoder, linears, dtype):
     tensors = {name: tensor.to(dtype) for name, tensor in encoder.items()}
     path = tmp_path / "t5.safetensors"
     save_file(tensors, path)
-    require_values(loaded_as_planned(path, NONE), tensors)
-    packed = loaded_as_planned(path)
+    require_values(t5_as_planned(path, NONE), tensors)
+    packed = t5_as_planned(path)
     assert packed_modules(packed) == linears
     require_values(packed, pack_4bit(tensors, linears)[1])
 
@@ -119,8 +93,8 @@ def test_an_fp8_t5_file_stands_for_its_values_in_bfloat16(tmp_path, encoder, lin
         stored, values = as_scaled_float8(encoder, linears, kind, "()", dtype)
     path = tmp_path / "t5_fp8.safetensors"
     save_file(stored, path)
-    require_values(loaded_as_planned(path, NONE), values)
-    require_values(loaded_as_planned(path), pack_4bit(values, linears)[1])
+    require_values(t5_as_planned(path, NONE), values)
+    require_values(t5_as_planned(path), pack_4bit(values, linears)[1])
 
 
 @pytest.mark.parametrize("embedding", ["shared.weight", "encoder.embed_tokens.weight", "both"])
@@ -135,7 +109,7 @@ def test_only_the_encoder_of_a_whole_t5_is_read_whatever_its_embedding_is_called
             del tensors[name]
     path = tmp_path / "whole_t5.safetensors"
     save_file(tensors, path)
-    require_values(loaded_as_planned(path, NONE), expected)
+    require_values(t5_as_planned(path, NONE), expected)
 
 
 @pytest.mark.parametrize("max_shard_size", [None, "50KB"], ids=["single", "sharded"])
@@ -146,7 +120,7 @@ def test_a_16_bit_transformers_folder_is_the_same_model_as_the_single_file(
     folder = tmp_path / "text_encoder_2"
     t5_model.save_pretrained(folder, **({"max_shard_size": max_shard_size} if max_shard_size else {}))
     assert (len(list(folder.glob("*.safetensors"))) > 3) is bool(max_shard_size)
-    loaded, expected = loaded_as_planned(folder, config), loaded_as_planned(t5_file, config)
+    loaded, expected = t5_as_planned(folder, config), t5_as_planned(t5_file, config)
     assert loaded.keys() == expected.keys()
     require_same_packed_tensors(loaded, expected)
 
@@ -156,14 +130,12 @@ def test_a_folder_that_transformers_packed_stays_as_it_is_with_wo_at_16_bit(
     folder_of_transformers, linears, t5_file, config
 ):
     folder, values = folder_of_transformers(config)
-    loaded = loaded_as_planned(folder)
+    loaded = t5_as_planned(folder)
     left = {name for name in linears if name.endswith(".wo")}
     assert left and packed_modules(loaded) == linears - left
     require_values(loaded, values)
     # the same as packing the 16-bit file while it is loaded, wo skipped; nested statistics too, as nothing is fused
-    now = loaded_as_planned(
-        t5_file, QuantConfig(config.precision, double_quant=config.double_quant, skip_modules=("wo",))
-    )
+    now = t5_as_planned(t5_file, QuantConfig(config.precision, double_quant=config.double_quant, skip_modules=("wo",)))
     require_same_packed_tensors(loaded, now)
 
 
@@ -175,7 +147,7 @@ def test_shards_of_a_packed_t5_may_part_weights_from_every_kind_of_their_statist
     suffixes = SUFFIXES[name]
     number = shard(folder, lambda tensor: suffixes.index(tensor.rpartition(".")[2]), TRANSFORMERS_WEIGHTS)
     assert number == len(suffixes)
-    require_values(loaded_as_planned(folder), values)
+    require_values(t5_as_planned(folder), values)
 
 
 @pytest.mark.parametrize("name", BY_TRANSFORMERS)
@@ -183,7 +155,7 @@ def test_shards_of_a_packed_t5_by_transformers_are_read(tmp_path, t5_model, fold
     folder = tmp_path / "text_encoder_2"
     t5_folder_by_transformers(t5_model, BY_TRANSFORMERS[name], folder, max_shard_size="50KB")
     assert len(list(folder.glob("*.safetensors"))) > 3
-    require_values(loaded_as_planned(folder), folder_of_transformers(BY_TRANSFORMERS[name])[1])
+    require_values(t5_as_planned(folder), folder_of_transformers(BY_TRANSFORMERS[name])[1])
 
 
 @pytest.mark.parametrize("name", BY_TRANSFORMERS)
@@ -193,12 +165,10 @@ def test_without_a_config_a_packed_t5_keeps_its_own_and_the_same_config_is_accep
     source = t5_source(open_checkpoint(folder))
     assert source.is_packed and not source.packed
     assert (source.config.precision, source.config.double_quant) == (config.precision, config.double_quant)
-    require_values(loaded_as_planned(folder, config), values)
+    require_values(t5_as_planned(folder, config), values)
     # wo is at 16 bit already
     require_values(
-        loaded_as_planned(
-            folder, QuantConfig(config.precision, double_quant=config.double_quant, skip_modules=("wo",))
-        ),
+        t5_as_planned(folder, QuantConfig(config.precision, double_quant=config.double_quant, skip_modules=("wo",))),
         values,
     )
 
@@ -230,5 +200,5 @@ def test_the_int8_threshold_in_a_packed_t5s_config_is_kept_and_another_one_is_ac
     t5_folder_by_transformers(t5_model, QuantConfig("int8", int8_threshold=4.5), folder)
     assert json.loads((folder / "config.json").read_text())["quantization_config"]["llm_int8_threshold"] == 4.5
     for config, threshold in ((None, 4.5), (QuantConfig("int8", int8_threshold=0.0), 0.0)):
-        loaded = loaded_as_planned(folder, config)
+        loaded = t5_as_planned(folder, config)
         assert {tensor._params.threshold for tensor in loaded.values() if is_packed(tensor)} == {threshold}
