@@ -46,16 +46,19 @@ def branches(key: str, patches: Sequence[Patch], shape: tuple[int, int]) -> list
 def counted_together(patches: Sequence[Patch]) -> list[Patch]:
     """``patches`` with equal ones counted together, so that +s and -s leave nothing.
 
-    DoRA, which is not linear in its strength, and full differences stay as they are.
+    DoRA, which is not linear in its strength, and full differences stay as they are; nor is a patch moved past one that
+    does more than add.
     """
     together: list[Patch] = []
+    start = 0  # of the patches that only add, up to here
     for patch in patches:
-        for i, other in enumerate(together):
-            if _is_same(patch, other):
-                together[i] = (other[0] + patch[0], *other[1:])
-                break
-        else:
+        same_as = next((i for i in range(start, len(together)) if _is_same(patch, together[i])), None)
+        if same_as is None:
             together.append(patch)
+            start = start if _only_adds(patch) else len(together)
+        else:
+            other = together[same_as]
+            together[same_as] = (other[0] + patch[0], *other[1:])
     return [patch for patch in together if patch[0] != 0 or not isinstance(patch[1], WeightAdapterBase)]
 
 
@@ -79,14 +82,22 @@ def _is_plain_lora(patch: Any) -> bool:
 
 def _is_same(patch: Patch, other: Patch) -> bool:
     a, b = patch[1], other[1]
-    if patch[2:] != other[2:] or patch[2] != 1.0 or type(a) is not type(b) or not isinstance(a, WeightAdapterBase):
+    if patch[2:] != other[2:] or type(a) is not type(b) or not isinstance(a, WeightAdapterBase):
         return False
-    if a.name not in ("lora", "loha", "lokr") or len(a.weights) != len(b.weights):
-        return False
-    dora_scale = {"lora": 4, "loha": 7, "lokr": 8}[a.name]
-    if a.weights[dora_scale] is not None:
+    if not _only_adds(patch) or not _only_adds(other) or len(a.weights) != len(b.weights):
         return False
     return all(_same_part(x, y) for x, y in zip(a.weights, b.weights, strict=True))
+
+
+def _only_adds(patch: Patch) -> bool:
+    """Whether the patch adds something that depends on nothing but itself."""
+    _, value, strength_model, _, _ = patch
+    if strength_model != 1.0:
+        return False
+    if isinstance(value, WeightAdapterBase):
+        dora_scale = {"lora": 4, "loha": 7, "lokr": 8}.get(value.name)
+        return dora_scale is not None and value.weights[dora_scale] is None
+    return isinstance(value, tuple) and (len(value) == 1 or value[0] == "diff")
 
 
 def _same_part(x: Any, y: Any) -> bool:

@@ -10,7 +10,7 @@ import comfy.model_patcher
 import comfy.utils
 import torch
 
-from ...quant_core.layouts import dequantize, is_packed
+from ...quant_core.layouts import dequantize, is_packed, nbytes
 from ...quant_core.lora import Branch, merge, merged_nbytes
 from .lora import branches, changes_shape, counted_together
 from .offload import pinned
@@ -38,9 +38,8 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
     def model_size(self):
         """Bytes of the model with the LoRAs of this patcher, whichever are attached at the moment."""
         if self.size <= 0:
-            attached = sum(layer.low_rank.nbytes for layer in self._layers().values() if layer.low_rank is not None)
-            self.size = memory.module_size(self.model) - attached
-        return self.size + self._low_rank_nbytes()
+            self.size = memory.module_size(self.model) - self._attached_nbytes()
+        return self.size + self._low_rank_nbytes() + sum(self._unpacked().values())
 
     def clone(self, *args, **kwargs):
         clone = super().clone(*args, **kwargs)
@@ -51,6 +50,8 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def patch_weight_to_device(self, key, *args, **kwargs):
         weight = comfy.utils.get_attr(self.model, key)
+        if key in self._unpacked():
+            return weight  # patched already
         if is_packed(weight):
             if changes_shape(self.patches.get(key, [])):
                 self._unpack_and_patch(key, weight)
@@ -83,19 +84,35 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         self._refuse("changed by hooks while sampling", "Use LoraLoader for the whole picture, or put")
         return super().add_hook_patches(*args, **kwargs)
 
-    def load(self, *args, **kwargs):
+    def load(self, *args, full_load=False, **kwargs):
         self._attach_branches()
-        super().load(*args, **kwargs)
+        before = self._unpacked()
+        super().load(*args, full_load=full_load, **kwargs)
         self._attach_functions()
+        if not full_load:
+            # the host measured these while they were packed
+            now = self._unpacked()
+            self.model.model_loaded_weight_memory += sum(now[key] for key in now.keys() - before.keys())
+        self.model.has_weight_wrappers = bool(self._weight_wrappers())
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
         if force_patch_weights:
             self._refuse("saved by the host's nodes", "Use Save Quantized Model, or put")
         attached = self.model.current_weight_patches_uuid
-        if attached is not None and attached != self.patches_uuid:
+        if attached is not None and attached != self.patches_uuid and self._can_swap_patches():
             # the host would move the whole model off the device and back
             self._swap_patches()
         return super().partially_load(device_to, extra_memory, force_patch_weights)
+
+    def _load_list(self, *args, **kwargs):
+        # for a patched layer the host keeps room free to patch it in float32, which branches do not need
+        patches = self.patches
+        beside = {f"{name}.weight" for name, (whole, _) in self._patches_of_layers().items() if not whole}
+        self.patches = {key: value for key, value in patches.items() if key not in beside}
+        try:
+            return super()._load_list(*args, **kwargs)
+        finally:
+            self.patches = patches
 
     def partially_unload(self, *args, **kwargs):
         freed = super().partially_unload(*args, **kwargs)
@@ -126,6 +143,17 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
                 name = key.removesuffix(".weight")
                 layers[name] = comfy.utils.get_attr(self.model, name)
         return layers
+
+    def _unpacked(self) -> dict[str, int]:
+        """Packed weights in whose place a plain one of another size stands -> how many bytes larger that is."""
+        return {
+            key: comfy.utils.get_attr(self.model, key).nbytes - nbytes(backup.weight)
+            for key, backup in self.backup.items()
+            if is_packed(backup.weight)
+        }
+
+    def _weight_wrappers(self) -> dict:
+        return getattr(self, "weight_wrapper_patches", {})
 
     def _layer(self, key: str) -> torch.nn.Module:
         return comfy.utils.get_attr(self.model, key.rpartition(".")[0])
@@ -196,15 +224,23 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         patched = comfy.lora.calculate_weight(self.patches[key], dequantize(weight, torch.float32), key)
         comfy.utils.set_attr_param(self.model, key, patched.to(weight.dtype))
 
+    def _can_swap_patches(self) -> bool:
+        """Whether all layers are on the device, and patches are all that is on them.
+
+        Of a model that is there in part, the host loads more in an order of its own, in which layers that have been
+        patched may come late: it would hang their patches on them once more.
+        """
+        wrapped = self._weight_wrappers() or getattr(self.model, "has_weight_wrappers", False)
+        return not self.model.model_lowvram and self.model.model_loaded_weight_memory > 0 and not wrapped
+
     def _swap_patches(self):
         """Put this patcher's patches in the place of those that are on the model, with every layer where it is."""
+        before = self._attached_nbytes()
         for key, backup in self.backup.items():
             weight = comfy.utils.get_attr(self.model, key)
             comfy.utils.set_attr_param(self.model, key, backup.weight.to(weight.device))
         self.backup.clear()
-        before = self._attached_nbytes()
         self._attach_branches()
-        self.model.model_loaded_weight_memory += self._attached_nbytes() - before
         for name, module in self.model.named_modules():
             if getattr(module, "comfy_patched_weights", False):
                 for parameter, tensor in module.named_parameters(recurse=False):
@@ -216,9 +252,12 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
                     functions = [LowVramPatch(key, self.patches)] if key in self.patches else []
                     setattr(module, f"{parameter}_function", functions)
         self._attach_functions()
+        self.model.model_loaded_weight_memory += self._attached_nbytes() - before
         self.model.current_weight_patches_uuid = self.patches_uuid
 
     def _attached_nbytes(self) -> int:
-        """Bytes of the branches of layers that are loaded."""
-        layers = [layer for layer in self._layers().values() if getattr(layer, "comfy_patched_weights", False)]
-        return sum(layer.low_rank.nbytes for layer in layers if layer.low_rank is not None)
+        """Bytes that branches of packed layers take, and unpacked weights more than packed ones."""
+        layers = self._layers().values()
+        return sum(self._unpacked().values()) + sum(
+            layer.low_rank.nbytes for layer in layers if layer.low_rank is not None
+        )

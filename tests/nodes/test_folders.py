@@ -2,6 +2,9 @@
 
 import json
 import os
+import shutil
+import struct
+import tracemalloc
 
 import folder_paths
 import pytest
@@ -79,6 +82,35 @@ def test_an_all_in_one_file_is_offered_for_what_it_holds(models, flux_file, text
     assert names(CLIP_LS) == [FROM_HUB]
 
 
+def test_checkpoints_of_other_models_are_looked_at_once_and_their_headers_are_not_parsed(models):
+    """A host starts with hundreds of them, and each kind of model asks for them all."""
+    entry = {"dtype": "F16", "shape": [0], "data_offsets": [0, 0]}
+    # with a CLIP-L in it, as Stable Diffusion names it, that none of our loaders reads
+    names_inside = ["conditioner.embedders.0.transformer." + CLIP_LS.kind.marker, *map(str, range(20_000))]
+    header = json.dumps(dict.fromkeys(names_inside, entry)).encode()
+    (models / "checkpoints" / "sdxl.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    peaks = []
+    for offer in (TRANSFORMERS, T5S, CLIP_LS):
+        tracemalloc.start()
+        assert names(offer, hub=False) == []
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    # parsed, a header takes many times its bytes
+    assert peaks[0] < 4 * len(header)
+    assert max(peaks[1:]) < len(header) / 4
+
+
+def test_a_checkpoint_that_is_replaced_is_looked_at_again(models, flux_file):
+    path = models / "checkpoints" / "model.safetensors"
+    save_file({"input_blocks.0.0.weight": torch.zeros(1)}, path)
+    assert names(TRANSFORMERS) == [FROM_HUB]
+    os.replace(shutil.copy(flux_file, models / "new.safetensors"), path)
+    assert names(TRANSFORMERS) == ["model.safetensors", FROM_HUB]
+    content = path.read_bytes()
+    path.write_bytes(content[:-1])  # its header still names a FLUX
+    assert names(TRANSFORMERS) == [FROM_HUB]
+
+
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/etc/passwd", "gone.safetensors", "..", ""])
 def test_a_name_that_is_not_listed_is_refused(models, flux_file, name):
     os.symlink(flux_file, models / "outside.safetensors")
@@ -89,6 +121,12 @@ def test_a_name_that_is_not_listed_is_refused(models, flux_file, name):
 def test_choosing_the_hub_without_a_repository_says_what_is_missing(models):
     with pytest.raises(ConfigError, match="hub_repo is empty"):
         chosen(TRANSFORMERS, FROM_HUB)
+
+
+def test_a_folder_with_a_link_to_nothing_has_a_fingerprint(pipeline):
+    before = chosen_fingerprint(TRANSFORMERS, "maker/FLUX-small")
+    (pipeline / "README.md").symlink_to(pipeline / "gone")
+    assert chosen_fingerprint(TRANSFORMERS, "maker/FLUX-small") == before
 
 
 def test_the_fingerprint_changes_with_any_file_of_a_folder(pipeline):
