@@ -105,14 +105,16 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         return super().partially_load(device_to, extra_memory, force_patch_weights)
 
     def _load_list(self, *args, **kwargs):
-        # for a patched layer the host keeps room free to patch it in float32, which branches do not need
-        patches = self.patches
-        beside = {f"{name}.weight" for name, (whole, _) in self._patches_of_layers().items() if not whole}
-        self.patches = {key: value for key, value in patches.items() if key not in beside}
-        try:
-            return super()._load_list(*args, **kwargs)
-        finally:
-            self.patches = patches
+        # The host keeps room free for what offloaded layers take while they are used, several at a time: beside their
+        # bytes a patched weight in float32 and, from 0.5 on, an unpacked one. Branches need neither, and what is
+        # unpacked is unpacked one at a time, in the room that sampling was measured to need.
+        whole = {f"{name}.weight" for name, (patches, _) in self._patches_of_layers().items() if patches}
+        listed = []
+        for *before, in_use, held, name, module, parameters in super()._load_list(*args, **kwargs):
+            if isinstance(module, PackedLinear) and is_packed(module.weight) and f"{name}.weight" not in whole:
+                in_use = held
+            listed.append((*before, in_use, held, name, module, parameters))
+        return listed
 
     def partially_unload(self, *args, **kwargs):
         freed = super().partially_unload(*args, **kwargs)
