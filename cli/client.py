@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import ipaddress
 import json
 import math
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from urllib.parse import unquote, urlsplit
 
 import requests
 import websocket
 
-from .errors import ServerGone
+from .errors import ServerGone, UsageError
 from .interrupts import raise_if_interrupted
 from .results import Finished, Graph, OutputFile, PromptFailed, PromptRejected
 
@@ -31,12 +34,32 @@ TRIVIAL_GRAPH: Graph = {
 
 
 class ComfyClient:
-    """A client of the ComfyUI at `server`: a URL, or "host:port"."""
+    """A client of the ComfyUI at `server`: a URL, or "host:port".
+
+    A name and a password in it are sent as basic authentication; its query and fragment are the canvas's, and dropped.
+    Raises UsageError for what is no URL.
+    """
 
     def __init__(self, server: str):
-        self.url = (server if "://" in server else f"http://{server}").rstrip("/")
+        try:
+            address = urlsplit(server if server.partition("://")[0].isalpha() else f"http://{server}")
+        except ValueError as error:
+            raise UsageError(f"{server} is not the address of a server: {error}.") from None
+        credentials, _, place = address.netloc.rpartition("@")
+        self.url = f"{address.scheme}://{place}{address.path}".rstrip("/")
         # One for all requests: what clears up behind a session of one request may swallow a KeyboardInterrupt.
         self._session = requests.Session()
+        self._socket_options: dict = {}
+        if credentials:
+            name, _, password = (unquote(part).encode() for part in credentials.partition(":"))
+            self._session.auth = (name, password)
+            token = base64.b64encode(name + b":" + password).decode()
+            self._socket_options["header"] = {"Authorization": f"Basic {token}"}
+        if _is_this_machine(address.hostname or ""):
+            # A proxy would look for the server on its own machine. The websocket heeds http_no_proxy only where it is
+            # told of a proxy.
+            self._session.trust_env = False
+            self._socket_options |= {"http_proxy_host": "none", "http_no_proxy": ["*"]}
 
     def run(
         self,
@@ -56,7 +79,8 @@ class ComfyClient:
         # The socket is opened first: a workflow that is cached ends before a later socket could hear of it.
         with self._reach():
             socket_url = f"{self.url.replace('http', 'ws', 1)}/ws?clientId={client_id}"
-            events = websocket.create_connection(socket_url, timeout=min(timeout or QUIET_SECONDS, QUIET_SECONDS))
+            patience = min(timeout or QUIET_SECONDS, QUIET_SECONDS)
+            events = websocket.create_connection(socket_url, timeout=patience, **self._socket_options)
         try:
             self.queue(graph, client_id, prompt_id)
             self._follow(events, prompt_id, on_progress, on_node, deadline)
@@ -95,6 +119,11 @@ class ComfyClient:
         """Return the JSON at a route, such as "/object_info" or "/system_stats"; raise ServerGone if none answers."""
         with self._reach():
             answer = self._session.get(self.url + route, timeout=60)
+        # With a status of 500 it is a ComfyUI, or what stands before one, that failed.
+        if answer.status_code < 500 and "json" not in answer.headers.get("Content-Type", ""):
+            raise ServerGone(
+                f"no ComfyUI answers at {self.url}: {route} is not JSON there (status {answer.status_code})"
+            )
         answer.raise_for_status()
         return answer.json()
 
@@ -180,6 +209,14 @@ class ComfyClient:
             answer = self._session.get(f"{self.url}/view", params=file, timeout=60)
         answer.raise_for_status()
         return answer.content
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+    return address.is_loopback or address.is_unspecified
 
 
 def _problems(body: dict) -> list[tuple[str | None, str]]:

@@ -13,7 +13,8 @@ from .results import Graph
 def read_workflow(path: str | os.PathLike) -> dict:
     """Return the workflow in a JSON file, in either format; raise UsageError if there is none."""
     try:
-        workflow = json.loads(Path(path).read_text(encoding="utf-8"))
+        # Some editors begin a UTF-8 file with a byte order mark.
+        workflow = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
@@ -62,7 +63,7 @@ def to_graph(workflow: dict, object_info: dict) -> Graph:
 def node_title(graph: Graph, node_id: str) -> str:
     """Return what the canvas shows over a node: its title, else its class."""
     node = graph.get(node_id, {})
-    return node.get("_meta", {}).get("title") or node.get("class_type", node_id)
+    return (node.get("_meta") or {}).get("title") or node.get("class_type", node_id)
 
 
 def node_name(graph: Graph, node_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -9,10 +10,11 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from typing import BinaryIO
 
 from . import child
 from .client import ComfyClient
-from .errors import HostError, ServerGone
+from .errors import HostError, ServerGone, UsageError
 
 
 def free_port() -> int:
@@ -61,26 +63,26 @@ class HostProcess:
         return self._process.pid
 
     def start(self, timeout: float = 300) -> None:
-        """Start the host and return once it answers; raise HostError with the end of its log if it does not."""
+        """Start the host and return once it answers.
+
+        Raises HostError with the end of its log if it does not within `timeout` seconds, and UsageError if the log
+        cannot be written.
+        """
         address = ["--listen", "127.0.0.1", "--port", str(self.port)]
         command = [sys.executable, "-u", child.__file__, str(self.root / "main.py"), *address, *self._flags]
-        output = self._log_path.open("wb") if self._log_path else None
         try:
-            self._process = subprocess.Popen(
-                command,
-                cwd=self._cwd,
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                # Ctrl-C is for this program, which then interrupts the workflow or stops the host.
-                start_new_session=True,
-                # On the CPU, OpenMP threads that spin while they wait slow a busy machine's every process down.
-                env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
-            )
-        finally:
-            if output:
-                output.close()
-        try:
+            with self._open_log() as output:
+                self._process = subprocess.Popen(
+                    command,
+                    cwd=self._cwd,
+                    stdin=subprocess.PIPE,
+                    stdout=output,
+                    stderr=output,
+                    # Ctrl-C is for this program, which then interrupts the workflow or stops the host.
+                    start_new_session=True,
+                    # On the CPU, OpenMP threads that spin while they wait slow a busy machine's every process down.
+                    env={"OMP_WAIT_POLICY": "PASSIVE", **os.environ},
+                )
             self._wait_until_it_answers(timeout)
         except BaseException:
             self.stop()
@@ -108,6 +110,14 @@ class HostProcess:
         if not self._log_path:
             return "Its log is above."
         return "The end of its log:\n" + "\n".join(self.log.splitlines()[-30:])
+
+    def _open_log(self) -> contextlib.AbstractContextManager[BinaryIO | None]:
+        if not self._log_path:
+            return contextlib.nullcontext()
+        try:
+            return self._log_path.open("wb")
+        except OSError as error:
+            raise UsageError(f"the log {self._log_path} cannot be written: {error.strerror}.") from None
 
     def _wait_until_it_answers(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -47,12 +46,13 @@ class InstalledHost(HostProcess):
     """
 
     def __init__(self, root: Path, flags: Iterable[str] = (), log_path: Path | None = None):
-        self._scratch = Path(tempfile.mkdtemp(prefix="quantflux-host-"))
+        # Removed at the end of this program, if an interruption comes before `stop` can be called.
+        self._scratch = tempfile.TemporaryDirectory(prefix="quantflux-host-", ignore_cleanup_errors=True)
         flags = list(flags)
-        own = known_flags(root, (*FLAGS, ("--temp-directory", str(self._scratch))))
+        own = known_flags(root, (*FLAGS, ("--temp-directory", self._scratch.name)))
         if not DEVICE_FLAGS.intersection(flags) and not _accelerator_present():
             own.append("--cpu")
-        super().__init__(root, [*own, *flags], None, root, log_path or self._scratch / "host.log")
+        super().__init__(root, [*own, *flags], None, root, log_path or Path(self._scratch.name, "host.log"))
 
     def __enter__(self) -> InstalledHost:
         self.start()
@@ -72,8 +72,10 @@ class InstalledHost(HostProcess):
     def stop(self) -> None:
         """End the process and remove its temporary files."""
         super().stop()
-        shutil.rmtree(self._scratch, ignore_errors=True)
+        self._scratch.cleanup()
 
 
 def _accelerator_present() -> bool:
-    return subprocess.run([sys.executable, accelerator.__file__], stdin=subprocess.DEVNULL).returncode == 0
+    command = [sys.executable, accelerator.__file__]
+    # In a session of its own, where Ctrl-C does not reach it: this program ends it.
+    return subprocess.run(command, stdin=subprocess.DEVNULL, start_new_session=True).returncode == 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +18,7 @@ Exit status: 0; 1 the workflow failed (in some row); 2 an argument or file canno
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    _ready_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     split = arguments.index("--") if "--" in arguments else len(arguments)
     options = _parser().parse_args(arguments[:split])
@@ -36,6 +39,23 @@ def main(arguments: list[str] | None = None) -> int:
         status, message = 1, error
     print(f"quantflux: {message}", file=sys.stderr)
     return status
+
+
+def _ready_streams() -> None:
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the shell, as by 2>&-
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif hasattr(stream, "reconfigure"):
+            # What its encoding lacks, in a title or a path, must not end a batch.
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _seconds(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if float(text) > 0:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} is not a number of seconds above 0")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -67,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
         help="the ComfyUI to start (COMFYUI_PATH, or the one that this pack is installed in)",
     )
     run.add_argument("--log", type=Path, metavar="FILE", help="where the log of the ComfyUI that is started is kept")
-    run.add_argument("--timeout", type=float, metavar="SECONDS", help="stop a run that takes longer (never)")
+    run.add_argument("--timeout", type=_seconds, metavar="SECONDS", help="stop a run that takes longer (never)")
     run.add_argument("--quiet", action="store_true", help="no progress, on a terminal either")
     cluster = run.add_argument_group("on a Ray cluster")
     cluster.add_argument("--ray-hosts", type=int, metavar="N", help="how many ComfyUIs to start (one for each GPU)")

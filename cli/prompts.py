@@ -9,12 +9,16 @@ from collections import Counter
 from .errors import UsageError
 from .settings import Setting
 
+# In characters: the most that every system's csv module takes, and not the 131072 that it begins with.
+LONGEST_CELL = 2**31 - 1
+
 
 def read_prompts(path: str | os.PathLike) -> list[list[Setting]]:
     """Return the settings of each row: the header has the keys, and an empty cell sets nothing.
 
     Raises UsageError if the file cannot be read, has no rows, or a row has not as many cells as the header.
     """
+    csv.field_size_limit(LONGEST_CELL)
     try:
         # Spreadsheet programs begin a UTF-8 file with a byte order mark.
         with open(path, encoding="utf-8-sig", newline="") as file:

@@ -22,6 +22,9 @@ from .prompts import read_prompts
 from .results import Graph
 from .settings import parse_setting, with_settings
 
+# Flags with which the user would move the ComfyUI that is started away from where it is waited for.
+ADDRESS_FLAGS = {"--listen", "--port", "--tls-keyfile", "--tls-certfile"}
+
 # How graphs are run: the outcomes come in the order of the graphs.
 Runner = Callable[[list[Graph]], Iterator[Outcome]]
 
@@ -33,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """
     stop_on_signals()
     stream = sys.stdout
-    _refuse_what_goes_unused(options)
+    _refuse_contradictions(options)
     workflow = read_workflow(options.workflow)
     settings = [parse_setting(argument) for argument in options.set]
     rows = read_prompts(options.prompts) if options.prompts else [[]]
@@ -53,13 +56,18 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _refuse_what_goes_unused(options: argparse.Namespace) -> None:
+def _refuse_contradictions(options: argparse.Namespace) -> None:
     if options.server and (options.comfyui or options.log or options.flags):
         raise UsageError(
             "--comfyui, --log and what follows -- are for a ComfyUI to start; --server names one that runs."
         )
     if options.ray and options.log:
         raise UsageError("--log is for a ComfyUI on this machine, and --ray starts none here.")
+    if moved := [flag for flag in options.flags if flag.partition("=")[0] in ADDRESS_FLAGS]:
+        raise UsageError(
+            f"{moved[0]}: a ComfyUI that is started here has an address of its own, and ends with the run. To go on, "
+            "leave the flag out; or start ComfyUI yourself, and give its address by --server."
+        )
 
 
 def _make_folder(path: str) -> Path:

@@ -11,6 +11,8 @@ from .graph import node_name, node_title
 from .results import Graph
 
 Setting = tuple[str, str]
+# In the names of the types, such as COMFY_DYNAMICCOMBO_V3, of inputs that have others under them.
+DYNAMIC = ("AUTOGROW", "DYNAMIC")
 
 
 def parse_setting(argument: str) -> Setting:
@@ -52,8 +54,7 @@ def find_input(graph: Graph, key: str, object_info: dict) -> tuple[str, str, lis
     (node_id,), name = nodes, key[dot + 1 :]
     declared = object_info.get(graph[node_id]["class_type"], {}).get("input", {})
     specs = {**declared.get("required", {}), **declared.get("optional", {})}
-    # Inputs that depend on another one's value are named "input.part", and only the first is declared.
-    if name not in specs and name not in graph[node_id]["inputs"] and name.partition(".")[0] not in specs:
+    if name not in specs and name not in graph[node_id]["inputs"] and not _is_part(name, specs):
         listed = ", ".join([*specs, *(known for known in graph[node_id]["inputs"] if known not in specs)])
         raise UsageError(f"{key}: {node_name(graph, node_id)} has no input {name}. It has: {listed or 'none'}.")
     return node_id, name, specs.get(name)
@@ -69,6 +70,13 @@ def read_value(text: str, spec: list | None) -> object:
         return json.loads(text, parse_constant=_refuse)
     except ValueError:
         return text
+
+
+def _is_part(name: str, specs: dict) -> bool:
+    """Whether this is "input.part": only the input is declared, and which parts it has depends on its value."""
+    whole, _, part = name.partition(".")
+    kind = specs.get(whole, [None])[0]
+    return bool(part) and isinstance(kind, str) and any(word in kind for word in DYNAMIC)
 
 
 def _named(graph: Graph, name: str) -> list[str]:

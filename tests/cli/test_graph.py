@@ -25,6 +25,13 @@ def test_a_node_is_named_by_title_class_and_id():
     assert node_name(graph, "6") == "Prompt (CLIPTextEncode, node 6)"
     assert node_name(graph, "3") == "KSampler (node 3)"
     assert node_name(graph, "9") == "9 (node 9)"
+    assert node_name({"3": {"class_type": "KSampler", "_meta": None}}, "3") == "KSampler (node 3)"
+
+
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path):
+    graph = load_workflow("tiny_flux_text_to_image")
+    (tmp_path / "file.json").write_text(json.dumps(graph), encoding="utf-8-sig")
+    assert read_workflow(tmp_path / "file.json") == graph
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,10 @@ def test_a_file_saved_by_a_spreadsheet_is_read(table):
     assert read_prompts(table("\ufeffa.x,a.y\r\nä,2\r\n".encode())) == [[("a.x", "ä"), ("a.y", "2")]]
 
 
+def test_a_cell_may_be_longer_than_the_csv_module_begins_with(table):
+    assert read_prompts(table(b"a.x\n" + b"y" * 131_073 + b"\n")) == [[("a.x", "y" * 131_073)]]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

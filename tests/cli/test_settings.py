@@ -11,6 +11,7 @@ GRAPH = {
     "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "", "clip": ["4", 0]}, "_meta": {"title": "v1.5 text"}},
     "3": {"class_type": "KSampler", "inputs": {"seed": 0, "steps": 20, "sampler_name": "euler"}},
     "Prompt": {"class_type": "Note", "inputs": {"extra.part": 1}},
+    "8": {"class_type": "Resize", "inputs": {}},
 }
 OBJECT_INFO = {
     "CLIPTextEncode": {"input": {"required": {"text": ["STRING", {}], "clip": ["CLIP"]}}},
@@ -20,6 +21,7 @@ OBJECT_INFO = {
             "optional": {"tiling": ["BOOLEAN", {}], "mode": ["COMBO", {"options": ["a", "2"]}]},
         }
     },
+    "Resize": {"input": {"required": {"how": ["COMFY_DYNAMICCOMBO_V3", {}], "to": ["COMFY_AUTOGROW_V3", {}]}}},
 }
 
 
@@ -46,6 +48,10 @@ def test_the_graph_that_was_given_stays_as_it_was():
 
 def test_an_input_that_the_file_leaves_out_can_be_set():
     assert set_in("KSampler.tiling=true")["3"]["inputs"]["tiling"] is True
+
+
+def test_a_part_of_an_input_that_has_parts_can_be_set():
+    assert set_in("8.how.width=4", "8.to.image1=5")["8"]["inputs"] == {"how.width": 4, "to.image1": 5}
 
 
 def test_a_value_may_hold_equals_signs_and_be_empty():
@@ -83,6 +89,10 @@ def test_texts_and_choices_are_taken_as_they_are_and_others_as_json(text, spec, 
         ("VAE.text=a", r"(?s)VAE\.text: no node.*Prompt \(CLIPTextEncode, node 6\).*KSampler \(node 3\)"),
         ("CLIPTextEncode.text=a", r"(?s)several nodes are called CLIPTextEncode.*node 6.*node 7"),
         ("KSampler.sed=3", r"KSampler \(node 3\) has no input sed\. It has: seed, steps, sampler_name, tiling, mode"),
+        ("6.text.x=a", r"Prompt \(CLIPTextEncode, node 6\) has no input text\.x\. It has: text, clip"),
+        ("KSampler.seed.=3", r"KSampler \(node 3\) has no input seed\.\. It has: seed, steps"),
+        ("KSampler.sampler_name.x=3", r"has no input sampler_name\.x"),
+        ("8.how.=3", r"Resize \(node 8\) has no input how\.\. It has: how, to"),
     ],
 )
 def test_what_cannot_be_set_is_told_with_what_there_is(argument, message):

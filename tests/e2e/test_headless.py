@@ -1,6 +1,7 @@
 """`quantflux run`, the console script, against the real server and on a host of its own."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -24,9 +25,10 @@ NAMES = sorted(path.stem for path in WORKFLOWS.glob("*.json"))
 def quantflux(host, tmp_path):
     """A function that runs the script on the shared host, and returns how it ended."""
 
-    def run(*arguments, server=("--server", host.client.url)):
+    def run(*arguments, server=("--server", host.client.url), **variables):
         command = [SCRIPT, "run", *arguments, "--output", tmp_path / "pictures", *server]
-        return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+        env = {**os.environ, **variables}
+        return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path, env=env)
 
     return run
 
@@ -83,6 +85,26 @@ def test_a_report_is_printed(quantflux, tmp_path):
     ended = quantflux("report.json")
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("VAE") == ended.stdout.partition("\n")[2].count("VAE") > 0
+
+
+def test_an_address_as_the_canvas_has_it_serves_past_a_proxy(quantflux, host, tmp_path):
+    address = f"{host.client.url}/?template=tiny_flux_text_to_image&source=quantflux#canvas"
+    proxies = dict.fromkeys(("http_proxy", "HTTP_PROXY"), "http://127.0.0.1:1") | {"no_proxy": "", "NO_PROXY": ""}
+    ended = quantflux(TINY_API, "--set", "sampler.steps=1", server=("--server", address), **proxies)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert len(list((tmp_path / "pictures").iterdir())) == 1
+
+
+def test_letters_that_the_output_lacks_are_escaped(quantflux, tmp_path):
+    graph = {
+        "picture": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
+        "save": {"class_type": "SaveImage", "inputs": {"images": ["picture", 0], "filename_prefix": "größe"}},
+    }
+    (tmp_path / "picture.json").write_text(json.dumps(graph))
+    ended = quantflux("picture.json", PYTHONIOENCODING="ascii")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    (path,) = (tmp_path / "pictures").iterdir()
+    assert ended.stdout == str(path).replace("ö", "\\xf6").replace("ß", "\\xdf") + "\n"
 
 
 def test_a_node_that_fails_is_named_and_the_status_is_1(quantflux, tmp_path):
