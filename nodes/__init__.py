@@ -2,9 +2,11 @@
 
 # ruff: noqa: E402, I001
 
-from .host.requirements import require_host
+from .host.requirements import require_bitsandbytes, require_host
 
-require_host()  # before anything that an older host lacks is imported
+# before anything that an older one lacks is imported
+require_host()
+require_bitsandbytes()
 
 from comfy_api.latest import ComfyExtension, io
 

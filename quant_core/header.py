@@ -65,7 +65,7 @@ def read_header(path: str) -> tuple[dict[str, TensorInfo], dict[str, str]]:
     Raises:
         CheckpointError: the file is missing, is no safetensors file, is cut short, or its header contradicts itself.
     """
-    header, data_size = _raw_header(path)
+    header, data_size = raw_header(path)
     tensors: dict[str, TensorInfo] = {}
     with explained(path):
         try:
@@ -102,8 +102,12 @@ def require_regular(path: str) -> None:
         raise CheckpointError(path, "cannot be read: it is no regular file.", "Choose a file, and no folder or device.")
 
 
-def _raw_header(path: str) -> tuple[bytes, int]:
-    """(the JSON text of the header, bytes that follow it)."""
+def raw_header(path: str) -> tuple[bytes, int]:
+    """(the JSON text of the header, bytes that follow it) of a safetensors file; neither is checked yet.
+
+    Raises:
+        CheckpointError: the file is missing, is no safetensors file, or its header is cut short or too long.
+    """
     require_regular(path)
     try:
         with open(path, "rb") as file:

@@ -13,7 +13,7 @@ import folder_paths
 from ...quant_core.checkpoint import Checkpoint, open_checkpoint
 from ...quant_core.errors import CheckpointError, ConfigError
 from ...quant_core.folder import PIPELINE_INDEX, folder_config, is_model_folder
-from ...quant_core.header import read_header
+from ...quant_core.header import raw_header, read_header
 from ...quant_core.hub import hub_path
 from ...quant_core.identify import CLIP_L, FLUX, T5, Kind
 from ...quant_core.mixed import COSTS_SUFFIX
@@ -22,6 +22,7 @@ from .progress import progress_bar
 # the combo's last choice: a workflow with a repository then needs no file of its own, here and on other machines
 FROM_HUB = "(from hub_repo)"
 DEEPEST = 4  # folders below a model folder that are looked at
+_IN_ALL_IN_ONE = (FLUX, T5, CLIP_L)
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _paths(offer: Offer) -> dict[str, str]:
             paths[name] = path
     for name in folder_paths.get_filename_list("checkpoints"):
         path = folder_paths.get_full_path("checkpoints", name)
-        if path and name.endswith(".safetensors") and _holds(path, offer.kind, _state(path)):
+        if path and name.endswith(".safetensors") and offer.kind in _held(*_state(path)):
             paths.setdefault(name, path)
     for name, path in folders.items():
         paths.setdefault(name, path)
@@ -143,19 +144,26 @@ def _is_offered(path: str, offer: Offer) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def _holds(path: str, kind: Kind, state: tuple) -> bool:
-    """Whether an all-in-one file has the model; ``state`` makes a changed file be looked at again."""
+def _held(path: str, modified: int, size: int) -> frozenset[Kind]:
+    """The models in an all-in-one file; ``modified`` and ``size`` make a changed file be looked at again."""
+    markers = {prefix + kind.marker: kind for kind in _IN_ALL_IN_ONE for prefix in kind.prefixes}
     try:
+        # most files are of other models: parsing the headers of them all would take seconds when the host starts
+        header, _ = raw_header(path)
+        if not any(f'"{name}"'.encode() in header for name in markers):
+            return frozenset()
         tensors, _ = read_header(path)
     except CheckpointError:
-        return False
-    return any(prefix + kind.marker in tensors for prefix in kind.prefixes)
+        return frozenset()
+    return frozenset(kind for name, kind in markers.items() if name in tensors)
 
 
 def _files(path: str) -> list[str]:
     if not os.path.isdir(path):
         return [path]
-    return sorted(os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files)
+    found = (os.path.join(folder, name) for folder, _, files in os.walk(path) for name in files)
+    # of a folder of links, the target of one may be gone
+    return sorted(file for file in found if os.path.isfile(file))
 
 
 def _state(path: str) -> tuple[str, int, int]:

@@ -1,11 +1,16 @@
-"""What the pack needs of the host, in one place: checked when it is loaded, so that nothing is missed while drawing."""
+"""What the pack needs of the host and of bitsandbytes: checked at loading, so that nothing is missed while drawing."""
 
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
+from pathlib import Path
+
+import torch
 
 OLDEST = "0.3.75"
+OLDEST_BITSANDBYTES = "0.50"
 
 # module of the host -> what is taken from it
 SYMBOLS = {
@@ -41,13 +46,24 @@ SYMBOLS = {
 # what the host calls on its patcher and ours answers otherwise: under another name, packed weights would be patched as
 # plain ones are, without effect and without an error
 PATCHER_METHODS = (
-    "add_hook_patches", "clone", "get_key_patches", "load", "model_size", "partially_load", "partially_unload",
-    "patch_weight_to_device", "pin_weight_to_device", "unpatch_model", "unpin_weight",
+    "_load_list", "add_hook_patches", "clone", "get_key_patches", "load", "model_size", "partially_load",
+    "partially_unload", "patch_weight_to_device", "pin_weight_to_device", "unpatch_model", "unpin_weight",
+)  # fmt: skip
+
+
+# what is called of torch.ops.bitsandbytes
+OPERATORS = (
+    "dequantize_4bit", "dequantize_blockwise", "gemm_4bit", "int8_mixed_scaled_mm", "int8_scaled_mm",
+    "int8_vectorwise_dequant", "int8_vectorwise_quant",
 )  # fmt: skip
 
 
 class HostTooOldError(RuntimeError):
     """The host lacks something that the pack cannot do without."""
+
+
+class BitsandbytesTooOldError(RuntimeError):
+    """The installed bitsandbytes lacks an operator that the pack calls."""
 
 
 def require_host(symbols: Mapping[str, tuple[str, ...]] = SYMBOLS, methods: tuple[str, ...] = PATCHER_METHODS):
@@ -65,6 +81,23 @@ def require_host(symbols: Mapping[str, tuple[str, ...]] = SYMBOLS, methods: tupl
         raise HostTooOldError(
             f"QuantFlux needs ComfyUI {OLDEST} or newer. This one, {_version()}, lacks {', '.join(missing)}. "
             "Update ComfyUI. If it is newer than the pack, update QuantFlux."
+        )
+
+
+def require_bitsandbytes(operators: tuple[str, ...] = OPERATORS):
+    """Check that bitsandbytes has all ``operators``.
+
+    Raises:
+        BitsandbytesTooOldError: it has not.
+        ModuleNotFoundError: it is not installed.
+    """
+    version = importlib.import_module("bitsandbytes").__version__
+    missing = [name for name in operators if not hasattr(torch.ops.bitsandbytes, name)]
+    if missing:
+        raise BitsandbytesTooOldError(
+            f"QuantFlux needs bitsandbytes {OLDEST_BITSANDBYTES} or newer, this Python has {version}, which lacks "
+            f"{', '.join(missing)}. Install it, then start ComfyUI again: "
+            f'"{sys.executable}" -m pip install -r "{Path(__file__).parents[2] / "requirements.txt"}"'
         )
 
 

@@ -12,6 +12,7 @@ import torch
 
 from ...quant_core.errors import ConfigError
 from ...quant_core.export import Provenance, provenance_of
+from ...quant_core.export.errors import explained
 from ...quant_core.source import Source
 from .folders import DEEPEST
 from .operations import packed_linears
@@ -23,6 +24,10 @@ _LORA = (
     "{input} has LoRAs or other patches on it. They are kept beside the quantized weights, not in them, and would be "
     "lost: packing them into the weights would round most of them away. Connect {input} from before the LoRA, and load "
     "the LoRA onto the saved model again."
+)
+_ROUNDED = (
+    "{name} of {input} was rounded from {stored} to {held} when it was loaded, as ComfyUI's flag {flag} asks, and its "
+    "own values are gone. Start ComfyUI without {flag}, load the model again, and save it then."
 )
 
 
@@ -50,7 +55,7 @@ def text_encoder_to_save(clip: Any) -> tuple[dict[str, torch.Tensor], Provenance
     """(tensors by transformers' names, where they came from) of the T5 in a CLIP.
 
     Raises:
-        ConfigError: this project did not load it, or it has patches.
+        ConfigError: this project did not load it, it has patches, or the host rounded it to fp8.
     """
     encoder = getattr(getattr(clip.cond_stage_model, "t5xxl", None), "transformer", None)
     return _to_save(clip.patcher, encoder, "t5xxl.transformer.", "clip", "Load Quantized T5", "CLIPSave")
@@ -67,6 +72,7 @@ def new_path(folder: str, prefix: str, suffix: str) -> tuple[str, str]:
 
     Raises:
         ConfigError: the prefix is no name in that folder, or the loaders would not look for a model folder there.
+        SaveError: the folder cannot be read or made.
     """
     root = os.path.join(folder_paths.get_output_directory(), folder)
     name = os.path.basename(os.path.normpath(prefix))
@@ -82,11 +88,13 @@ def new_path(folder: str, prefix: str, suffix: str) -> tuple[str, str]:
         )
     try:
         where, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
+    except OSError as error:
+        raise explained(os.path.join(root, os.path.normpath(prefix)), error) from error
     except Exception as error:
         # the host raises plain Exceptions
         raise ConfigError(
-            f"filename_prefix {prefix!r} cannot be used: it has to stay within {folder} in the output folder, where "
-            "folders can be made. Write a name, such as quantflux or mine/quantflux."
+            f"filename_prefix {prefix!r} cannot be used: it has to stay within {folder} in the output folder. "
+            "Write a name, such as quantflux or mine/quantflux."
         ) from error
     while os.path.lexists(path := os.path.join(where, f"{name}_{counter:05}_{suffix}")):
         counter += 1
@@ -108,8 +116,13 @@ def _to_save(
     originals = getattr(patcher, "backup", {})
     tensors = {}
     for name in provenance.model.tensor_shapes():
-        tensor = _tensor(module, name, prefix, originals)
-        tensors[name] = _as_stored(tensor, provenance.dtypes.get(name))
+        tensor, stored = _tensor(module, name, prefix, originals), provenance.dtypes.get(name)
+        if stored is not None and tensor.dtype.itemsize == 1 < stored.itemsize:
+            held = str(tensor.dtype).removeprefix("torch.")
+            flag = f"--{held.replace('float8', 'fp8')}-text-enc"
+            stored = str(stored).removeprefix("torch.")
+            raise ConfigError(_ROUNDED.format(name=name, input=input_name, stored=stored, held=held, flag=flag))
+        tensors[name] = _as_stored(tensor, stored)
     return tensors, provenance
 
 

@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+import comfy.cli_args
 import comfy.lora
 import comfy.model_management
 import diffusers
@@ -20,6 +21,7 @@ from quantflux.nodes.save import FOLDER, SINGLE_FILE, QuantFluxSave
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
+from quantflux.quant_core.export import SaveError
 from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors
 from quantflux.quant_core.quantize import load
 from quantflux.quant_core.source import clip_l_source, flux_source, t5_source
@@ -168,12 +170,22 @@ def test_nothing_is_overwritten(flux_file, output, format):
 
 @pytest.mark.parametrize(
     "prefix",
-    ["../../x", "../x", "a/../../x", "/tmp/x", "", "  ", ".", "..", "a/..", ".hidden", "a\nb", "a\0b", "x/" * 3000],
+    ["../../x", "../x", "a/../../x", "/tmp/x", "", "  ", ".", "..", "a/..", ".hidden", "a\nb", "a\0b"],
 )
 def test_a_prefix_that_leaves_the_folder_or_is_no_name_is_refused(flux_file, output, prefix):
     with pytest.raises(ConfigError, match="filename_prefix .* Write a name, such as"):
         save(prefix, model=loaded_model(flux_file))
     assert files_below(output.parent) == []
+
+
+@pytest.mark.parametrize(
+    "prefix, cause", [("x/" * 3000, "its name is too long"), ("file/x", "it cannot be written .Not a directory.")]
+)
+def test_a_prefix_whose_folder_cannot_be_made_says_what_the_system_says(flux_file, output, prefix, cause):
+    (output / "diffusion_models").mkdir(parents=True)
+    (output / "diffusion_models" / "file").touch()
+    with pytest.raises(SaveError, match=f"was not saved: {cause}"):
+        save(prefix, model=loaded_model(flux_file))
 
 
 def test_a_folder_deeper_than_the_loaders_look_is_refused_before_any_is_made(flux_file, output):
@@ -286,3 +298,13 @@ def test_an_embedding_that_the_host_changed_is_saved_as_it_is_now(text_files, ou
     save(clip=clip)
     saved = load_file(output / "clip" / "quantflux_00001_.safetensors")["shared.weight"]
     assert saved.dtype == torch.float32 and torch.equal(saved, changed)
+
+
+@pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "fp8_e5m2"])
+def test_a_t5_that_the_host_rounded_to_fp8_is_refused_with_the_flag(text_files, output, monkeypatch, dtype):
+    monkeypatch.setattr(comfy.cli_args.args, f"{dtype}_text_enc", True)
+    clip = loaded_clip(text_files)
+    held = dtype.replace("fp8", "float8")
+    with pytest.raises(ConfigError, match=f"of clip was rounded from bfloat16 to {held} .* without --{dtype}-text-enc"):
+        save(clip=clip)
+    assert files_below(output) == []
