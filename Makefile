@@ -7,7 +7,8 @@ TORCH ?= torch torchvision
 PORT ?= 8188
 # More arguments for pytest: make test ARGS="tests/e2e -k nf4"
 ARGS ?=
-# Processes that share the tests, file by file, each with one thread. On a GPU, whose memory is measured: make test JOBS=0
+# Processes that share the tests, file by file in their order, so that the pictures, which take longest, are not left to
+# one of them at the end; each with one thread. On a GPU, whose memory is measured: make test JOBS=0
 JOBS ?= 2
 
 BIN := .venv/bin
@@ -30,7 +31,7 @@ setup: .venv/.installed  ## make .venv/ (torch and everything else) and .host/Co
 
 test: export OMP_NUM_THREADS ?= 1
 test: lint  ## set up, lint, run every test (ARGS="…" goes to pytest)
-	$(BIN)/pytest -n $(JOBS) --dist loadfile $(ARGS)
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: setup  ## set up and run ruff
 	$(BIN)/ruff check .

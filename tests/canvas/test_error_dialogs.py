@@ -66,6 +66,7 @@ def test_a_file_that_is_no_flux_is_named_and_explained(loader, name):
 def test_a_file_that_is_no_t5_is_named_and_explained(loader, name):
     user = loader(T5, "clip")
     user.choose(T5, "t5_name", name)
+    user.set(T5, clip_l_name="clip_l_tiny.safetensors")
     assert user.run() == "execution_error"
     _, cause, way_out = NO_T5[name]
     assert_told(user, re.escape(name), cause, way_out)
