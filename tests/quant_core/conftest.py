@@ -20,6 +20,15 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """For weights this small, threads cost more than they bring: far more where other programs keep cores busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def flux_model():
     return small_models.random_flux()

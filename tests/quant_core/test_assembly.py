@@ -17,6 +17,8 @@ from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
 COLUMNS = 64
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NF4 = {"quant_type": "nf4"}
 OTHER_BLOCKSIZE = {"quant_type": "nf4", "blocksize": 128}
 NESTED = {"quant_type": "nf4", "double_quant": True}
@@ -32,15 +34,6 @@ MIXTURES = {
     "nested and bfloat16": (NESTED, torch.bfloat16),
     "fp8 and nf4": (torch.float8_e4m3fn, NF4),
 }
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For weights this small, threads cost more than they bring: far more where other programs keep cores busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def stored_part(

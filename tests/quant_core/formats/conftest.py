@@ -12,12 +12,8 @@ from quantflux.quant_core.flux.names import native_state_dict
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For weights this small, threads cost more than they bring: far more where other programs keep cores busy."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def small_weights(one_thread):
+    """In all tests of this folder."""
 
 
 @pytest.fixture(scope="session")
