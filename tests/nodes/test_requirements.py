@@ -58,9 +58,10 @@ def test_an_older_bitsandbytes_is_named_with_the_way_out_before_there_are_nodes(
     (tmp_path / "bitsandbytes").mkdir()
     (tmp_path / "bitsandbytes" / "__init__.py").write_text('__version__ = "0.47.0"')
     program = "import comfy.cli_args; comfy.cli_args.args.cpu = True; import quantflux.nodes"
+    paths = [str(tmp_path), str(host_root()), *filter(None, [os.environ.get("PYTHONPATH")])]
     result = subprocess.run(
         [sys.executable, "-c", program],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(host_root())])},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
