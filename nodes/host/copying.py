@@ -21,8 +21,8 @@ from .placement import make_room
 
 # what patchers keep on the model that they share, of which a copy has none yet
 _STATE_OF_LOADING = (
-    "current_patcher", "current_weight_patches_uuid", "low_rank_uuid", "lowvram_patch_counter", "model_lowvram",
-    "model_loaded_weight_memory", "model_offload_buffer_memory", "dynamic_vbars", "dynamic_pins",
+    "current_patcher", "current_weight_patches_uuid", "low_rank_uuid", "has_weight_wrappers", "lowvram_patch_counter",
+    "model_lowvram", "model_loaded_weight_memory", "model_offload_buffer_memory", "dynamic_vbars", "dynamic_pins",
 )  # fmt: skip
 # and on its layers
 _STATE_OF_LAYERS = (

@@ -55,7 +55,8 @@ def counted_together(patches: Sequence[Patch]) -> list[Patch]:
         same_as = next((i for i in range(start, len(together)) if _is_same(patch, together[i])), None)
         if same_as is None:
             together.append(patch)
-            start = start if _only_adds(patch) else len(together)
+            if not _only_adds(patch):
+                start = len(together)
         else:
             other = together[same_as]
             together[same_as] = (other[0] + patch[0], *other[1:])

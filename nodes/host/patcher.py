@@ -50,8 +50,8 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
 
     def patch_weight_to_device(self, key, *args, **kwargs):
         weight = comfy.utils.get_attr(self.model, key)
-        if key in self._unpacked():
-            return weight  # patched already
+        if key in self.backup and is_packed(self.backup[key].weight):
+            return weight  # unpacked and patched already
         if is_packed(weight):
             if changes_shape(self.patches.get(key, [])):
                 self._unpack_and_patch(key, weight)
@@ -93,7 +93,7 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
             # the host measured these while they were packed
             now = self._unpacked()
             self.model.model_loaded_weight_memory += sum(now[key] for key in now.keys() - before.keys())
-        self.model.has_weight_wrappers = bool(self._weight_wrappers())
+        self.model.has_weight_wrappers = bool(self.weight_wrapper_patches)
 
     def partially_load(self, device_to, extra_memory=0, force_patch_weights=False):
         if force_patch_weights:
@@ -153,9 +153,6 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
             for key, backup in self.backup.items()
             if is_packed(backup.weight)
         }
-
-    def _weight_wrappers(self) -> dict:
-        return getattr(self, "weight_wrapper_patches", {})
 
     def _layer(self, key: str) -> torch.nn.Module:
         return comfy.utils.get_attr(self.model, key.rpartition(".")[0])
@@ -232,7 +229,7 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         Of a model that is there in part, the host loads more in an order of its own, in which layers that have been
         patched may come late: it would hang their patches on them once more.
         """
-        wrapped = self._weight_wrappers() or getattr(self.model, "has_weight_wrappers", False)
+        wrapped = self.weight_wrapper_patches or getattr(self.model, "has_weight_wrappers", False)
         return not self.model.model_lowvram and self.model.model_loaded_weight_memory > 0 and not wrapped
 
     def _swap_patches(self):
