@@ -105,14 +105,17 @@ class FourBitLayout(QuantizedLayout):
     @classmethod
     def dequantize(cls, qdata: torch.Tensor, params: Params, dtype: torch.dtype | None = None) -> torch.Tensor:
         """The weight ``(rows, columns)`` in ``dtype``, by default the dtype it was quantized from."""
-        return torch.ops.bitsandbytes.dequantize_4bit(
+        # where blocks run across rows, bitsandbytes 0.50 takes wrong ones on a CPU with AVX-512: so all is one row
+        across = params.orig_shape[1] % params.blocksize
+        weight = torch.ops.bitsandbytes.dequantize_4bit(
             qdata,
             cls.absmax(params),
             params.blocksize,
             params.quant_type,
-            params.orig_shape,
+            (math.prod(params.orig_shape),) if across else params.orig_shape,
             dtype or params.orig_dtype,
         )
+        return weight.view(params.orig_shape)
 
     @staticmethod
     def _has_kernel(device: torch.device, params: Params) -> bool:

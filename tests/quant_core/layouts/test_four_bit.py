@@ -3,6 +3,7 @@ import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
 from quantflux.quant_core.config import BLOCKSIZES, QuantConfig
+from quantflux.quant_core.kernels.four_bit import unpacked_codes
 from quantflux.quant_core.layouts import dequantize, nbytes, plain_tensors, quantize
 from quantflux.quant_core.linear import linear
 from registered import registered_module
@@ -67,6 +68,19 @@ def test_dequantizing_gives_what_bitsandbytes_gives(weight, config, dtype):
     packed, state = bitsandbytes_state(weight, config)
     state.dtype = dtype
     assert torch.equal(dequantize(quantize(weight, config), dtype), bnb.dequantize_4bit(packed, state))
+
+
+@pytest.mark.parametrize("columns", [64, 192, 256])
+@pytest.mark.parametrize("blocksize", BLOCKSIZES)
+@pytest.mark.parametrize("quant_type", ["nf4", "fp4"])
+def test_blocks_that_run_across_rows_are_dequantized_with_their_own_absmax(
+    quant_type, blocksize, columns, generator, device
+):
+    weight = torch.randn(224, columns, generator=generator, dtype=torch.bfloat16).to(device)
+    packed = quantize(weight, QuantConfig(quant_type, blocksize=blocksize))
+    codes = unpacked_codes(packed._qdata, weight.numel(), quant_type)
+    expected = codes * packed._params.scale.repeat_interleave(blocksize)[: weight.numel()]
+    assert torch.equal(dequantize(packed, torch.float32), expected.view(weight.shape))
 
 
 @pytest.mark.parametrize("rows", [1, 7, 300])
