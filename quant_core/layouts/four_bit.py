@@ -13,6 +13,7 @@ import torch
 from comfy_kitchen.tensor import BaseLayoutParams, QuantizedLayout, QuantizedTensor, register_layout_class
 
 from ..kernels import triton_available
+from ..kernels.few_rows import MAX_ROWS, can_multiply_few, few_rows_linear, few_rows_pay
 from ..kernels.four_bit import FUSED_RANKS, NESTED_BLOCKSIZE, can_unpack, unpack_4bit
 from ..kernels.fp8 import can_multiply, quantize_rows, scaled_mm, unpack_4bit_rows
 from ..lora import LowRank
@@ -122,6 +123,11 @@ class FourBitLayout(QuantizedLayout):
         return triton_available(device) and can_unpack(params.orig_shape, params.blocksize)
 
     @staticmethod
+    def _has_few_rows_kernel(x: torch.Tensor, params: Params) -> bool:
+        few = 0 < x.numel() <= MAX_ROWS * x.shape[-1] and x.dtype.itemsize == 2
+        return few and can_multiply_few(params.orig_shape, params.blocksize) and few_rows_pay(x.device)
+
+    @staticmethod
     def _unpack(qdata: torch.Tensor, params: Params, dtype: torch.dtype, low_rank: LowRank | None) -> torch.Tensor:
         """The weight ``(rows, columns)`` plus the LoRA, rounded to ``dtype`` once."""
         update = (None, None) if low_rank is None else (low_rank.up, low_rank.down)
@@ -149,9 +155,10 @@ class FourBitLayout(QuantizedLayout):
     ) -> torch.Tensor:
         """``x (..., columns)`` times the weight, in the dtype of ``x``.
 
-        Few rows of ``x`` are multiplied by bitsandbytes' fused kernel. For many rows the weight is unpacked first, by
-        our own kernel where Triton runs, to the same bits. The LoRA is added meanwhile where its rank fits on the chip:
-        a branch beside the weight would move the output once more.
+        Few rows of ``x`` are multiplied by bitsandbytes' fused kernel, the fewest by our own where that was measured to
+        be faster. For many rows the weight is unpacked first, by our own kernel where Triton runs, to the same bits.
+        The LoRA is added meanwhile where its rank fits on the chip: a branch beside the weight would move the output
+        once more.
 
         Args:
             float8: multiply in float8 where there are many rows, the device can and ``x`` is bfloat16. A LoRA stays
@@ -172,8 +179,22 @@ class FourBitLayout(QuantizedLayout):
 
     @classmethod
     def _linear(cls, x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
-        """bitsandbytes chooses between its fused kernel (few rows of ``x``) and dequantize-then-multiply."""
+        """Where our kernel is not, bitsandbytes chooses between its fused one and dequantize-then-multiply."""
         params = weight._params
+        if cls._has_few_rows_kernel(x, params):
+            y = few_rows_linear(
+                x.reshape(-1, x.shape[-1]),
+                weight._qdata,
+                params.scale,
+                *params.orig_shape,
+                params.blocksize,
+                params.quant_type,
+                bias,
+                params.absmax_8bit,
+                params.absmax_code,
+                params.absmax_offset,
+            )
+            return y.view(*x.shape[:-1], params.orig_shape[0])
         if x.shape[-1] % params.blocksize:
             # blocks run across rows: the fused kernel would warn at every call and take this path anyway
             return torch.nn.functional.linear(x, cls.dequantize(weight._qdata, params, x.dtype), bias)
