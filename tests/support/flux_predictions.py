@@ -9,21 +9,21 @@ from quantflux.quant_core.config import QuantConfig
 TEXT_TOKENS, SIDE = 16, 8
 
 
-def inputs() -> dict[str, torch.Tensor]:
+def inputs(side: int = SIDE) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(3)
     return {
-        "latent": torch.randn(1, 16, SIDE, SIDE, generator=generator),
+        "latent": torch.randn(1, 16, side, side, generator=generator),
         "context": torch.randn(1, TEXT_TOKENS, 128, generator=generator),
         "pooled": torch.randn(1, 64, generator=generator),
     }
 
 
-def predict(patcher, as_it_lies: bool = False) -> torch.Tensor:
+def predict(patcher, as_it_lies: bool = False, side: int = SIDE) -> torch.Tensor:
     """One prediction of the host's transformer, as the sampler would ask for it: loaded as far as there is room, or
-    with its layers where they are."""
+    with its layers where they are. ``side`` is that of the latents."""
     if not as_it_lies:
         comfy.model_management.load_models_gpu([patcher])
-    x = {name: tensor.to(patcher.load_device) for name, tensor in inputs().items()}
+    x = {name: tensor.to(patcher.load_device) for name, tensor in inputs(side).items()}
     time = torch.tensor([0.5], device=patcher.load_device)
     guidance = torch.tensor([3.5], device=patcher.load_device)
     transformer = patcher.model.diffusion_model
