@@ -7,7 +7,7 @@ import logging
 
 import torch
 
-from .int8_configs import MatmulConfig, choose
+from .int8_configs import FEW, HOPPER_SOME_WIDE, MatmulConfig, choose
 from .int8_matmul import fits_bulk_copy, matmul
 from .int8_quantize import quantize_rows
 from .int8_reference import int8_linear_reference
@@ -71,46 +71,46 @@ def plain_triton_works(device: torch.device, outliers: bool) -> bool:
     It is asked once because rows that run beside each other find the outlier columns together: whether each sees what
     the others wrote is up to the compiler and the card.
     """
-    x, weight, scale = _sample(device)
-    threshold = _SAMPLE_THRESHOLD if outliers else 0.0
-    try:
-        ours = int8_linear_triton(x, weight, scale, threshold=threshold, config=_PLAIN)
-        expected = int8_linear_reference(x, weight, scale, threshold=threshold)
-    except Exception as error:  # whatever a compiler may raise
-        logger.warning("Triton's int8 kernels do not run here, bitsandbytes' are used instead: %s", error)
-        return False
-    rounding = torch.finfo(x.dtype).eps
-    works = torch.allclose(ours.float(), expected.float(), rtol=rounding, atol=1e-5 * expected.abs().max().item())
-    if not works:
-        logger.warning("Triton's int8 product is wrong here, bitsandbytes' kernels are used instead.")
-    return works
+    return _agrees("Triton", FEW, device, outliers, "bitsandbytes' kernels are")
 
 
 @functools.cache
 def _gluon_works(device: torch.device, outliers: bool) -> bool:
-    """Whether Gluon's product equals plain Triton's on ``device``. Gluon is experimental: a release may change it."""
-    x, weight, scale = _sample(device)
+    """Whether Gluon's product is that of the reference on ``device``. It is experimental: a release may change it."""
+    return _agrees("Gluon", HOPPER_SOME_WIDE, device, outliers, "plain Triton is")
+
+
+def _agrees(compiler: str, config: MatmulConfig, device: torch.device, outliers: bool, instead: str) -> bool:
+    """Whether a kernel runs and gives the reference's product, rounding aside.
+
+    What is compiled for it is what FLUX is multiplied by, so that asking makes the first step no longer.
+    """
+    x, weight, scale, bias = _sample(device)
     threshold = _SAMPLE_THRESHOLD if outliers else 0.0
-    hopper = MatmulConfig(128, 128, 128, warps=4, stages=3, kernel="hopper", persistent=2)
     try:
-        ours = int8_linear_triton(x, weight, scale, threshold=threshold, config=hopper)
+        ours = int8_linear_triton(x, weight, scale, bias, threshold, config=config)
+        expected = int8_linear_reference(x, weight, scale, bias, threshold)
     except Exception as error:  # whatever a compiler may raise
-        logger.warning("Gluon does not run here, plain Triton is used for int8 instead: %s", error)
+        logger.warning("%s's int8 kernels do not run here, %s used instead: %s", compiler, instead, error)
         return False
-    equal = torch.equal(ours, int8_linear_triton(x, weight, scale, threshold=threshold, config=_PLAIN))
-    if not equal:
-        logger.warning("Gluon's int8 product is wrong here, plain Triton is used instead.")
-    return equal
+    rounding = torch.finfo(x.dtype).eps
+    agrees = torch.allclose(ours.float(), expected.float(), rtol=rounding, atol=1e-5 * expected.abs().max().item())
+    if not agrees:
+        logger.warning("%s's int8 product is wrong here, %s used instead.", compiler, instead)
+    return agrees
 
 
-_PLAIN = MatmulConfig(128, 128, 64, warps=4, stages=3)
 _SAMPLE_THRESHOLD = 6.0
+_SAMPLE_SIZES = 300, 400, 3072  # tokens, rows, columns: as wide as FLUX
 
 
-def _sample(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Inputs with outlier columns, each beyond the threshold in one row, and an int8 weight with its scales."""
+def _sample(device: torch.device) -> tuple[torch.Tensor, ...]:
+    """Inputs with outlier columns, each beyond the threshold in one row; an int8 weight with its scales; a bias."""
+    tokens, rows, columns = _SAMPLE_SIZES
     generator = torch.Generator(device).manual_seed(0)
-    x = torch.randn(300, 1024, generator=generator, device=device).clamp_(-5, 5)
-    x[torch.arange(0, 300, 7), torch.arange(0, 1024, 24)] = 20.0
-    weight = torch.randint(-127, 128, (400, 1024), generator=generator, device=device, dtype=torch.int8)
-    return x.bfloat16(), weight, torch.rand(400, generator=generator, device=device)
+    x = torch.randn(tokens, columns, generator=generator, device=device).clamp_(-5, 5)
+    outliers = torch.arange(0, tokens, 7)
+    x[outliers, torch.arange(len(outliers)) * 70] = 20.0
+    weight = torch.randint(-127, 128, (rows, columns), generator=generator, device=device, dtype=torch.int8)
+    scale, bias = (torch.rand(rows, generator=generator, device=device) for _ in range(2))
+    return x.bfloat16(), weight, scale, bias.bfloat16()
