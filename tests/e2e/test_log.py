@@ -6,6 +6,8 @@ from comfy_host import ComfyHost
 from tiny_workflow import MODELS, text_to_image
 
 QUIET = ("--verbose", "WARNING")
+# bitsandbytes, as it is imported on a CPU with bfloat16 instructions, unless the package `kernels` is there
+BITSANDBYTES = "Failed to load CPU gemm_4bit_forward from kernels-community"
 SAMPLER_PROGRESS = re.compile(r"\d+%\|.*\|")
 
 
@@ -25,4 +27,4 @@ def test_no_warnings_from_our_code_or_because_of_it():
         host.client.free()
         host.client.run(text_to_image("a red circle", seed=1))
     known = set(log_lines(alone))
-    assert [line for line in log_lines(host) if line not in known] == []
+    assert [line for line in log_lines(host) if line not in known and BITSANDBYTES not in line] == []

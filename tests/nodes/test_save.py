@@ -11,6 +11,7 @@ import folder_paths
 import loras
 import pytest
 import torch
+from dequantized import CPU_MIXES_BLOCKS_UP
 from diffusers.quantizers.bitsandbytes import bnb_quantizer
 from flux_predictions import predict, predict_with_diffusers, prediction_bound, relative_error
 from quantflux.nodes.host.flux_model import load_flux_model
@@ -147,6 +148,8 @@ def test_both_are_saved_as_folders_that_are_offered(flux_file, text_files, outpu
     ids=described,
 )
 def test_diffusers_predicts_the_same_from_a_saved_folder(flux_file, output, config, monkeypatch):
+    if CPU_MIXES_BLOCKS_UP and config.blocksize > 64:
+        pytest.skip("on this CPU bitsandbytes multiplies wrongly where blocks run across rows")
     model = loaded_model(flux_file, config)
     (figure,) = save(format=FOLDER, model=model)
     for name in ("BnB4BitDiffusersQuantizer", "BnB8BitDiffusersQuantizer"):  # which refuse to start without a GPU

@@ -18,6 +18,7 @@ import transformers
 from bitsandbytes.nn import Int8Params, Linear4bit, Linear8bitLt
 from bnb_references import quantized_by_diffusers
 from comfy_kitchen.tensor import QuantizedTensor
+from dequantized import dequantized_4bit
 from safetensors.torch import load_file, save_file
 
 DIFFUSERS_WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -108,7 +109,7 @@ def packed_4bit(
         quant_storage=quant_storage,
     )
     described = {f".{name}": tensor for name, tensor in state.as_dict(packed=True).items()}
-    return {"": data} | described, bnb.dequantize_4bit(data, state)
+    return {"": data} | described, dequantized_4bit(data, state)
 
 
 def pack_4bit(tensors: Mapping[str, torch.Tensor], linears: set[str], **recipe) -> tuple[Tensors, Tensors]:
@@ -129,7 +130,7 @@ def pack_with_linear4bit(tensors: Mapping[str, torch.Tensor], linears: set[str],
         layer.weight.data = weight.clone()
         layer = layer.to("cpu")
         stored |= {f"{module}.{name}": tensor for name, tensor in layer.state_dict().items()}
-        values[f"{module}.weight"] = bnb.dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        values[f"{module}.weight"] = dequantized_4bit(layer.weight.data, layer.weight.quant_state)
     return stored, values
 
 
@@ -153,7 +154,7 @@ def dequantized(weight: torch.Tensor, int8_dtype: torch.dtype) -> torch.Tensor:
         int8_dtype: dtype for LLM.int8() weights, which know none of their own.
     """
     if getattr(weight, "quant_state", None) is not None:
-        return bnb.dequantize_4bit(weight.data, weight.quant_state)
+        return dequantized_4bit(weight.data, weight.quant_state)
     if getattr(weight, "SCB", None) is not None:
         return bnb.int8_vectorwise_dequant(weight.data, weight.SCB).to(int8_dtype)
     return weight.detach()

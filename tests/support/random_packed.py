@@ -5,6 +5,7 @@ from __future__ import annotations
 import bitsandbytes.functional as bnb
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
+from dequantized import dequantized_4bit
 from quantflux.quant_core.layouts import FourBitLayout, Int8Layout
 
 LARGEST = 7 * 3072 * 3072  # numbers of FLUX's largest weight
@@ -59,4 +60,4 @@ def weight_and_values(shape, form, generator, random_bytes) -> tuple[QuantizedTe
     params = FourBitLayout.Params(
         scale=scale, orig_dtype=torch.bfloat16, orig_shape=shape, quant_type=precision, blocksize=blocksize, **fields
     )
-    return QuantizedTensor(data, FourBitLayout.NAME, params), bnb.dequantize_4bit(data, state)
+    return QuantizedTensor(data, FourBitLayout.NAME, params), dequantized_4bit(data, state)

@@ -1,5 +1,7 @@
 """Unpacking NF4 and FP4: the reference against bitsandbytes, the kernels against both, on a GPU or interpreted."""
 
+import math
+
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
@@ -84,9 +86,11 @@ def update(shape, rank, generator, device="cpu", dtype=HALF) -> tuple[torch.Tens
 
 def by_bitsandbytes(weight, dtype) -> torch.Tensor:
     params = weight._params
+    # as one row, in which blocks are what they are on every CPU: those of 256 run across rows of 384
+    one_row = (math.prod(params.orig_shape),)
     return torch.ops.bitsandbytes.dequantize_4bit(
-        weight._qdata, FourBitLayout.absmax(params), params.blocksize, params.quant_type, params.orig_shape, dtype
-    )
+        weight._qdata, FourBitLayout.absmax(params), params.blocksize, params.quant_type, one_row, dtype
+    ).view(params.orig_shape)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -2,6 +2,7 @@ import bitsandbytes.functional as bnb
 import pytest
 import torch
 from bitsandbytes.nn import Linear4bit, Params4bit
+from dequantized import dequantized_4bit
 from quantflux.quant_core.config import BLOCKSIZES, QuantConfig
 from quantflux.quant_core.kernels.four_bit import unpacked_codes
 from quantflux.quant_core.layouts import dequantize, nbytes, plain_tensors, quantize
@@ -67,7 +68,7 @@ def test_a_cpu_packs_in_pieces_to_the_same_bits_and_can_be_stopped_between_them(
 def test_dequantizing_gives_what_bitsandbytes_gives(weight, config, dtype):
     packed, state = bitsandbytes_state(weight, config)
     state.dtype = dtype
-    assert torch.equal(dequantize(quantize(weight, config), dtype), bnb.dequantize_4bit(packed, state))
+    assert torch.equal(dequantize(quantize(weight, config), dtype), dequantized_4bit(packed, state))
 
 
 @pytest.mark.parametrize("columns", [64, 192, 256])

@@ -15,6 +15,7 @@ import pytest
 import small_models
 import torch
 from bitsandbytes.functional import QuantState
+from dequantized import dequantized_4bit
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import CheckpointError
@@ -131,7 +132,7 @@ class Form:
             if state is not None:
                 statistics = {n: t for n, t in tensors.items() if n.startswith(f"{name}.")}
                 quant_state = QuantState.from_dict(statistics, device=torch.device("cpu"))
-                values[name] = bnb.dequantize_4bit(tensor.reshape(-1).view(torch.uint8).reshape(-1, 1), quant_state)
+                values[name] = dequantized_4bit(tensor.reshape(-1).view(torch.uint8).reshape(-1, 1), quant_state)
             elif f"{module}.SCB" in tensors:
                 values[name] = bnb.int8_vectorwise_dequant(tensor, tensors[f"{module}.SCB"]).to(torch.bfloat16)
             elif tensor.dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
