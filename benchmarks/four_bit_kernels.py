@@ -108,15 +108,16 @@ class Weight:
 
 def launches(quick: bool) -> dict[str, list]:
     from quantflux.quant_core.kernels.four_bit_triton import Unpack, UnpackAdd
+    from quantflux.quant_core.kernels.fp8_triton import UnpackRows
 
     if quick:
-        return {"unpack": [Unpack()], "add": [UnpackAdd()], "rows": [0], "quantize": [0]}
+        return {"unpack": [Unpack()], "add": [UnpackAdd()], "rows": [UnpackRows()], "quantize": [0]}
     tiles = [(64, 128, 4), (128, 128, 4), (128, 128, 8), (64, 256, 4), (64, 256, 8), (128, 256, 8), (32, 256, 4)]
     sizes = [(128, 4), (256, 4), (512, 4), (1024, 4), (256, 8), (1024, 8), (2048, 8)]
     return {
         "unpack": [Unpack(w, n) for w, n in sizes] + [Unpack(w, n, gather=False) for w, n in sizes[:4]],
         "add": [UnpackAdd(*tile) for tile in tiles] + [UnpackAdd(64, 128, 4, gather=False)],
-        "rows": [2, 4, 8],
+        "rows": [UnpackRows(w, n) for w, n in ((128, 2), (64, 1), (64, 2), (128, 4), (256, 4), (512, 4))],
         "quantize": [2, 4, 8, 16],
     }
 
@@ -238,11 +239,11 @@ def moves(weight: Weight, listed: dict[str, list]) -> Iterator[tuple[str, object
     if has_float8():
         eighth = torch.empty(rows, columns, device="cuda", dtype=torch.float8_e4m3fn)
         scale = torch.empty(rows, 1, device="cuda")
-        for warps in listed["rows"]:
+        for launch in listed["rows"]:
             yield (
                 "rows",
-                warps,
-                lambda n=warps: fp8_triton.unpack_rows(
+                launch,
+                lambda n=launch: fp8_triton.unpack_rows(
                     weight.words, weight.statistics(), weight.code, eighth, scale, 64, n
                 ),
                 weight.bytes(1),

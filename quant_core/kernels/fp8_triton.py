@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
@@ -13,20 +15,25 @@ LARGEST = tl.constexpr(448.0)  # of float8_e4m3fn
 SMALLEST = tl.constexpr(1e-30)  # of a row's absmax: its reciprocal stays finite
 
 
+@dataclass(frozen=True)
+class UnpackRows:
+    """A row is a program, which takes ``words`` of eight weights at a time."""
+
+    words: int = 128
+    warps: int = 2
+
+
+DEFAULT = UnpackRows()
+
+
 @triton.jit
 def _unpack_rows(
-    packed, absmax, absmax_8bit, absmax_code, absmax_offset, code, out, scale, columns,
-    BLOCKSIZE: tl.constexpr, NESTED: tl.constexpr, BLOCKS: tl.constexpr, SIZE: tl.constexpr,
+    packed, absmax, absmax_8bit, absmax_code, absmax_offset, code, out, scale,
+    BLOCKSIZE: tl.constexpr, NESTED: tl.constexpr, BLOCKS: tl.constexpr, WORDS: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
+    """A row of ``WORDS``, ``CHUNK`` at a time: few enough for many programs to share a multiprocessor's registers."""
     row = tl.program_id(0)
-    words = columns // WORD
-    column = tl.arange(0, SIZE)
-    inside = column < words
-    at = row * words + column
-    # first, so that it is on its way while the scale is found
-    word = tl.load(packed + at, mask=inside, other=0)
-
-    blocks = columns // BLOCKSIZE
+    blocks: tl.constexpr = WORDS * WORD // BLOCKSIZE
     block = tl.arange(0, BLOCKS)
     values = block_absmax(
         absmax, absmax_8bit, absmax_code, absmax_offset, row * blocks + block, block < blocks, NESTED
@@ -35,13 +42,18 @@ def _unpack_rows(
     largest = tl.max(tl.where(block < blocks, tl.abs(values), 0.0), axis=0)
     largest = tl.maximum(largest, SMALLEST)
     tl.store(scale + row, tl.div_rn(largest, LARGEST))
-
-    factor = tl.div_rn(LARGEST, largest) * block_absmax(
-        absmax, absmax_8bit, absmax_code, absmax_offset, at // (BLOCKSIZE // WORD), inside, NESTED
-    )  # fmt: skip
-    weight = code_values(word, code, SIZE, True) * factor[:, None]
-    to = at[:, None] * WORD + tl.arange(0, WORD)[None, :]
-    tl.store(out + to, weight.to(out.dtype.element_ty), mask=inside[:, None])
+    factor = tl.div_rn(LARGEST, largest)
+    for start in tl.static_range(0, WORDS, CHUNK):
+        column = start + tl.arange(0, CHUNK)
+        inside = column < WORDS
+        at = row * WORDS + column
+        word = tl.load(packed + at, mask=inside, other=0)
+        factors = factor * block_absmax(
+            absmax, absmax_8bit, absmax_code, absmax_offset, at // (BLOCKSIZE // WORD), inside, NESTED
+        )  # fmt: skip
+        weight = code_values(word, code, CHUNK, True) * factors[:, None]
+        to = at[:, None] * WORD + tl.arange(0, WORD)[None, :]
+        tl.store(out + to, weight.to(out.dtype.element_ty), mask=inside[:, None])
 
 
 @triton.jit
@@ -60,16 +72,19 @@ _launch_unpack_rows = Launcher(_unpack_rows)
 _launch_quantize_rows = Launcher(_quantize_rows)
 
 
-def unpack_rows(words, statistics, code, out: torch.Tensor, scale: torch.Tensor, blocksize: int, warps: int = 0):
+def unpack_rows(
+    words, statistics, code, out: torch.Tensor, scale: torch.Tensor, blocksize: int, launch: UnpackRows | None = None
+):
     """Fill ``out (rows, columns)`` and ``scale (rows, 1)``."""
+    launch = launch or DEFAULT
     rows, columns = out.shape
-    size, nested = power_of_2(columns // 8), statistics[1] is not None
-    warps = warps or (4 if size <= 512 else 8)
+    size, nested = columns // 8, statistics[1] is not None
     pointers = words, *_present(statistics), code, out, scale
-    key = (out.device.index, out.dtype, rows, columns, blocksize, nested, warps) if aligned(*pointers) else None
+    key = (out.device.index, out.dtype, rows, columns, blocksize, nested, launch) if aligned(*pointers) else None
     _launch_unpack_rows(
-        rows, key, *pointers, columns, blocksize, nested, power_of_2(columns // blocksize), size,
-        num_warps=warps, enable_fp_fusion=False,
+        rows, key, *pointers, blocksize, nested, power_of_2(columns // blocksize), size,
+        min(launch.words, power_of_2(size)),
+        num_warps=launch.warps, enable_fp_fusion=False,
     )  # fmt: skip
 
 
