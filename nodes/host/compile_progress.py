@@ -9,7 +9,7 @@ from .progress import progress_bar
 
 
 class CompileProgress:
-    """Counts the compiled modules of one step. What torch does within one of them cannot be stopped.
+    """Counts the compiled modules of one step. Within one of them ``interrupt_compiling`` looks at the button.
 
     Args:
         modules: how many there are.

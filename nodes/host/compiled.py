@@ -17,6 +17,7 @@ from ...quant_core.errors import ConfigError
 from .compile_progress import CompileProgress
 from .compile_report import CompileReport, report_of
 from .compile_settings import CompileSettings, cause_of, while_compiling
+from .interrupt_compiling import cancellable_compiling
 from .operations import PackedLinear
 
 KEY = "quantflux.compile"
@@ -133,7 +134,7 @@ def _watch(
         if settings.has_cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         progress.begin_step()
-        with while_compiling(), report.watching(_sizes(x, c_crossattn)):
+        with while_compiling(), report.watching(_sizes(x, c_crossattn)), cancellable_compiling():
             try:
                 predicted = executor(x, t, c_concat, c_crossattn, *args, **kwargs)
             except TorchDynamoException as error:

@@ -190,13 +190,20 @@ def test_a_quality_report(client):
     assert "3 euler steps" in client.run(graph).outputs["wants"]["text"][0]
 
 
-def test_compiling_stops_before_the_next_block(client):
-    """What torch does within one block cannot be stopped, so this has no 2 s."""
+def compiled(regional: bool, backend: str = "aot_eager") -> dict:
     graph = text_to_image(CAPTION, precision="nf4")
-    settings = {"backend": "eager", "mode": "default", "regional": True, "fullgraph": False, "dynamic": "auto"}
+    settings = {"backend": backend, "mode": "default", "regional": regional, "fullgraph": False, "dynamic": "auto"}
     graph["compile"] = node("QuantFluxCompile", model=["transformer", 0], **settings)
     graph["sampler"]["inputs"] |= {"model": ["compile", 0], "steps": 2}
-    assert cancel(client, graph, "sampler", values=1).seen == [0.0]
+    return graph
+
+
+def test_compiling_stops(client):
+    whole = cancel(client, compiled(regional=False), "sampler", values=1)
+    assert whole.seen == [0.0] and whole.seconds < SECONDS
+    graph = compiled(regional=True, backend="eager")
+    blocks = cancel(client, graph, "sampler", values=1)
+    assert blocks.seen == [0.0] and blocks.seconds < SECONDS
     seen = []
     finished = client.run(graph, on_progress=lambda name, done, total: seen.append((name, done, total)))
     assert len(finished.images) == 1
