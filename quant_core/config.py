@@ -161,17 +161,17 @@ class QuantConfig:
 
 
 def parse_skip_modules(text: str) -> tuple[str, ...]:
-    """Module names from a text with one name per line, or separated by commas.
+    """Module names from a text with one name per line, or separated by commas, Chinese ones too.
 
     Raises:
-        ConfigError: a name is a number, which would match blocks of every list.
+        ConfigError: a name is a number, which would match blocks of every list, or a size.
 
     >>> parse_skip_modules("img_in, txt_in\\nsingle_blocks.*")
     ('img_in', 'txt_in', 'single_blocks.*')
     """
-    names = tuple(name for name in (part.strip() for part in re.split(r"[,\n]", text)) if name)
+    names = tuple(name for name in (part.strip() for part in re.split(r"[,，、\n]", text)) if name)
     for name in names:
-        if name.isdecimal():
+        if re.fullmatch(r"[\d.]+ *(GiB|GB|G)?", name, re.IGNORECASE):
             raise ConfigError(
                 f"skip_modules has the number {name}, which names no module. For a block write its list too, such as "
                 f"double_blocks.{name}; a budget has a decimal point and no comma: {AUTO}:7.5."
@@ -190,11 +190,14 @@ def split_budget(entries: Iterable[str]) -> tuple[tuple[str, ...], float | None]
     """
     names, budgets = [], []
     for entry in entries:
-        name, _, number = (part.strip() for part in entry.partition(":"))
-        if name.lower() != AUTO:
+        # also auto=7.5 and the like, which would be the names of modules that no model has
+        if not re.match(rf"\s*{AUTO}(?![a-z_])", entry, re.IGNORECASE):
             names.append(entry)
             continue
+        name, _, number = (part.strip() for part in entry.partition(":"))
         try:
+            if name.lower() != AUTO or "_" in number:
+                raise ValueError(entry)
             budgets.append(float(number))
         except ValueError as error:
             raise ConfigError(f"skip_modules has {entry!r}. {_AUTO_REMEDY}") from error

@@ -63,12 +63,28 @@ class Held:
     nbytes_16bit: int
 
 
+@dataclass
+class _Storage:
+    """Attributes:
+    sums: of the group that its first tensor is in, which has all its bytes but those of other tensors.
+    left: bytes that no tensor accounts for so far.
+    """
+
+    sums: list[int]
+    left: int
+
+
 class Inventory:
-    """What is held by the components that are added, each storage counted once and at its full size."""
+    """What is held by the components that are added, each storage counted once and at its full size.
+
+    Where several tensors lie in one storage, as those of a pinned weight do, each counts its own bytes, and the first
+    also those that belong to none.
+    """
 
     def __init__(self):
         self._maps = _file_maps()
-        self._seen: set[tuple] = set()
+        self._tensors: set[tuple] = set()
+        self._storages: dict[tuple, _Storage] = {}
         self._found: dict[tuple[str, str, str], list[int]] = {}
 
     def add(self, component: str, module: torch.nn.Module, originals: Iterable[torch.Tensor] = ()):
@@ -82,11 +98,22 @@ class Inventory:
             else:
                 whole = tensor.untyped_storage()
                 storage, size = (tensor.device, whole.data_ptr()), whole.nbytes()
-            if size and storage not in self._seen:
-                self._seen.add(storage)
-                sums = self._found.setdefault((component, group, place), [0, 0])
+            one = (*storage, pointer, tuple(tensor.shape))
+            if not size or one in self._tensors:
+                continue
+            self._tensors.add(one)
+            known = self._storages.get(storage)
+            if known is not None and tensor.nbytes > known.left:
+                continue  # it lies over one that is counted
+            sums = self._found.setdefault((component, group, place), [0, 0])
+            if known is None:
+                self._storages[storage] = _Storage(sums, size - tensor.nbytes)
                 sums[0] += size
-                sums[1] += 2 * stands_for
+            else:
+                known.left -= tensor.nbytes
+                known.sums[0] -= tensor.nbytes
+                sums[0] += tensor.nbytes
+            sums[1] += 2 * stands_for
 
     def held(self) -> list[Held]:
         """Component after component, in the order of ``GROUPS``."""

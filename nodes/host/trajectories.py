@@ -63,6 +63,12 @@ def same_sampling(
             f"{' '.join(map(str, kinds[1]))} (prediction, channels, dimensions of latents). "
             "Connect the same model at another precision."
         )
+    sigmas = comfy.samplers.calculate_sigmas(reference.get_model_object("model_sampling"), scheduler, steps)
+    if not sigmas.isfinite().all():
+        # kl_optimal divides by the number of steps less one
+        raise ConfigError(
+            f"scheduler {scheduler} has no noise levels for {steps} steps. Set more steps, or use simple."
+        )
     # newer hosts fit an empty latent to models of other scales too
     wanted = list(inspect.signature(comfy.sample.fix_empty_latent_channels).parameters)[2:]
     fitted = comfy.sample.fix_empty_latent_channels(reference, latent["samples"], *(latent.get(n) for n in wanted))
@@ -70,7 +76,7 @@ def same_sampling(
         noise=comfy.sample.prepare_noise(fitted, seed, latent.get("batch_index")),
         latent=fitted,
         mask=latent.get("noise_mask"),
-        sigmas=comfy.samplers.calculate_sigmas(reference.get_model_object("model_sampling"), scheduler, steps),
+        sigmas=sigmas,
         conditions={"positive": positive} if negative is None else {"positive": positive, "negative": negative},
         cfg=cfg,
         seed=seed,

@@ -116,21 +116,23 @@ def _search(
     least_bytes, least_cost = [0], [0.0]
     for size, error in zip(reversed(sizes), reversed(errors), strict=True):
         least_bytes.append(least_bytes[-1] + int(size.min()))
-        least_cost.append(least_cost[-1] + float((error + price * size).min()))
+        # in float64: a number times an integer tensor is float32, in which the bytes of a FLUX are off by hundreds
+        least_cost.append(least_cost[-1] + float((error + price * size.double()).min()))
     best = predicted_error(greedy) * (1 - 1e-12)
     size, error = torch.zeros(1, dtype=torch.int64), torch.zeros(1, dtype=torch.float64)
     steps: list[tuple[torch.Tensor, int]] = []
     for at, (own_size, own_error) in enumerate(zip(sizes, errors, strict=True), start=1):
         size = (size[:, None] + own_size).reshape(-1)
         error = (error[:, None] + own_error).reshape(-1)
-        bound = error + price * (size - budget_bytes) + least_cost[-1 - at]
+        bound = error + price * (size - budget_bytes).double() + least_cost[-1 - at]
         left = torch.nonzero((size + least_bytes[-1 - at] <= budget_bytes) & (bound < best)).flatten()
         left = left[_pareto(size[left], error[left])]
         if len(left) > MOST_STATES:
             left = left[bound[left].argsort()[:MOST_STATES]]
         size, error = size[left], error[left]
         steps.append((left, len(own_size)))
-    if not len(error):
+    # the greedy choice is not among those left, and what is may be worse, with bytes to spare
+    if not len(error) or float(error.min()) >= best:
         return greedy
     chosen: dict[str, Cost] = {}
     state = int(error.argmin())

@@ -67,7 +67,8 @@ def variants(
             # each layer at least as close as this precision
             found.append(Variant(config.describe(), flux_source(transformer, config, progress), asked_t5, True))
         if is_asked or (precision, double_quant) in ALWAYS:
-            own_t5 = packable_t5 if packable_t5.is_packed else _under(packable_t5, own)
+            # without a config, one of the two may have been saved at 16 bit to stay so, and the other not
+            own_t5 = asked_t5 if is_asked or asked_t5.is_packed else _under(packable_t5, own)
             found.append(Variant(own.describe(), _under(packable, own), own_t5, is_asked and not budget))
     return found
 

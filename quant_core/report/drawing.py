@@ -29,6 +29,19 @@ def text(draw: ImageDraw.ImageDraw, at: tuple[float, float], words: str, ink: st
     draw.text(at, words, ink, font(size), anchor)
 
 
+def fitted(words: str, room: float, sizes: Sequence[int], tail: str = "") -> tuple[str, int]:
+    """(``words`` and ``tail``, the first of ``sizes`` at which they are at most ``room`` pixels long).
+
+    Where none is small enough, the last, and the words without their end.
+    """
+    size = next((size for size in sizes if font(size).getlength(words + tail) <= room), sizes[-1])
+    shown, letters = words + tail, font(size)
+    while words and letters.getlength(shown) > room:
+        words = words[:-1]
+        shown = f"{words.rstrip()}…{tail}"
+    return shown, size
+
+
 def tick_step(largest: float) -> float:
     """The distance of ticks: 1, 2 or 5 times a power of ten, so that there are few.
 
@@ -36,7 +49,8 @@ def tick_step(largest: float) -> float:
     (5.0, 0.2)
     """
     power = 10.0 ** math.floor(math.log10(largest / TICKS))
-    return next(round(power * m, 12) for m in (1, 2, 5, 10) if largest / (power * m) <= TICKS)
+    # rounded to its digits, not to its places, of which errors may need more than any number
+    return next(float(f"{power * m:.12g}") for m in (1, 2, 5, 10) if largest / (power * m) <= TICKS)
 
 
 def horizontal_axis(draw: ImageDraw.ImageDraw, steps: int, step: float, unit: str, top: int, bottom: int):

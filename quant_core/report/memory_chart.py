@@ -30,6 +30,7 @@ from .drawing import (
     VERMILION,
     WIDTH,
     YELLOW,
+    fitted,
     font,
     horizontal_axis,
     legend,
@@ -98,7 +99,8 @@ def _draw_component(draw: ImageDraw.ImageDraw, top: int, component: str, held: S
     now, at_16_bit = _sizes(held)
     places = " + ".join(sorted({one.place for one in held}))
     words = f"{readable(now)} on {places}".replace("on mapped", "in mapped")
-    text(draw, (MARGIN, top), component, INK, TEXT, "la")
+    shown, size = fitted(component, WIDTH - 2 * MARGIN - 20 - font(TEXT).getlength(words), (TEXT, SMALL))
+    text(draw, (MARGIN, top), shown, INK, size, "la")
     text(draw, (WIDTH - MARGIN, top), words, INK, TEXT, "ra")
     bar, left = top + 44, float(MARGIN)
     for group in GROUPS:

@@ -19,12 +19,14 @@ from .drawing import (
     PAPER,
     PURPLE,
     SKY,
+    SMALL,
     SOFT,
     TEXT,
     TITLE,
     VERMILION,
     WIDTH,
     YELLOW,
+    fitted,
     font,
     horizontal_axis,
     legend,
@@ -46,6 +48,7 @@ COLOURS = {
     TOTAL: ORANGE,
 }
 TOP, BAR, THIN, GAP, ROW = 176, 40, 14, 4, 140
+ROOM, BETWEEN = WIDTH - 2 * MARGIN, 20  # of words: their room, and the gap between two
 FARTHEST = 1.6  # a line at so many times the longest bar is told in words, not drawn
 
 
@@ -66,13 +69,15 @@ def plan_chart(plan: Plan) -> Image.Image:
     axis = TOP + 10 + ROW * len(rows)
     picture = Image.new("RGB", (WIDTH, axis + 70 + LEGEND_ROW * len(names) + MARGIN // 2), PAPER)
     draw = ImageDraw.Draw(picture)
-    draw.text((MARGIN, 22), _title(plan), INK, font(TITLE))
-    where = "main memory (no GPU)" if plan.card.is_cpu else plan.card.name
+    words, tail = _title(plan)
+    title, size = fitted(words, ROOM, (TITLE, TEXT), tail)
+    draw.text((MARGIN, 22), title, INK, font(size))
+    where, size = fitted("main memory (no GPU)" if plan.card.is_cpu else plan.card.name, ROOM, (TEXT, SMALL))
     memory = f"{readable(plan.card.available)} of {readable(plan.card.total)} can be had"
-    draw.text((MARGIN, 76), where, SOFT, font(TEXT))
+    draw.text((MARGIN, 76), where, SOFT, font(size))
     # Pillow's font has no multiplication sign
-    size = f"{plan.width} x {plan.height}" + (f", batch {plan.batch}" if plan.batch > 1 else "")
-    draw.text((MARGIN, 118), f"{memory}; {size}", SOFT, font(TEXT))
+    picture_size = f"{plan.width} x {plan.height}" + (f", batch {plan.batch}" if plan.batch > 1 else "")
+    draw.text((MARGIN, 118), f"{memory}; {picture_size}", SOFT, font(TEXT))
     horizontal_axis(draw, steps, step, unit_name, TOP, axis)
     for i, row in enumerate(rows):
         _draw_bars(draw, TOP + 10 + ROW * i, row, scale)
@@ -85,12 +90,13 @@ def plan_chart(plan: Plan) -> Image.Image:
     return picture
 
 
-def _title(plan: Plan) -> str:
+def _title(plan: Plan) -> tuple[str, str]:
+    """The title, and its end, which is kept where it is too long."""
     if plan.best is not None:
-        return f"{plan.best.label} is the best that fits"
+        return plan.best.label, " is the best that fits"
     if plan.smallest is None:
-        return "No config can be used here"
-    return f"Nothing fits whole; {plan.smallest.label} is nearest"
+        return "No config can be used here", ""
+    return f"Nothing fits whole; {plan.smallest.label}", " is nearest"
 
 
 def parts(turn: Turn) -> dict[str, int]:
@@ -105,9 +111,11 @@ def parts(turn: Turn) -> dict[str, int]:
 
 def _draw_label(draw: ImageDraw.ImageDraw, top: int, row: Row, is_best: bool):
     offloaded = f", {readable(row.sampling.offloaded)} offloaded" if row.sampling.offloaded else ""
+    numbers = readable(row.sampling.peak) + offloaded
     note = " (best)" if is_best else " (as loaded)" if row.asked else ""
-    text(draw, (MARGIN, top), row.label + note, INK, TEXT, "la")
-    text(draw, (WIDTH - MARGIN, top), readable(row.sampling.peak) + offloaded, INK, TEXT, "ra")
+    label, size = fitted(row.label, ROOM - BETWEEN - font(TEXT).getlength(numbers), (TEXT, SMALL), note)
+    text(draw, (MARGIN, top), label, INK, size, "la")
+    text(draw, (WIDTH - MARGIN, top), numbers, INK, TEXT, "ra")
 
 
 def _draw_bars(draw: ImageDraw.ImageDraw, top: int, row: Row, scale: float):

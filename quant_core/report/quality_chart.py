@@ -23,6 +23,7 @@ from .drawing import (
     TITLE,
     VERMILION,
     WIDTH,
+    fitted,
     font,
     legend,
     legend_rows,
@@ -52,11 +53,13 @@ def quality_chart(quality: Quality) -> Image.Image:
     words = f"all {len(quality.steps)} steps · final latent drifts by {percent(quality.drift)}"
     if quality.weight is not None:
         words += f" · weights {percent(quality.weight)}"
-    draw.text((MARGIN, 78), words, SOFT, font(TEXT))
+    words, size = fitted(words, WIDTH - 2 * MARGIN, (TEXT, SMALL))
+    draw.text((MARGIN, 78), words, SOFT, font(size))
     legend(draw, 128, legend_rows([VELOCITY, DRIFT]), COLOURS)
     _draw_steps(draw, quality)
     if layers:
-        draw.text((MARGIN, bars), f"The {len(layers)} worst layers", INK, font(TEXT))
+        heading = f"The {len(layers)} worst layers" if len(layers) > 1 else "The worst layer"
+        draw.text((MARGIN, bars), heading, INK, font(TEXT))
         legend(draw, bars + 48, legend_rows(measures), COLOURS)
         _draw_layers(draw, bars + 54 + LEGEND_ROW, layers, measures, row)
     return picture

@@ -58,15 +58,17 @@ def quality_csv(quality: Quality) -> str:
 def percent(error: float) -> str:
     """A relative error as it is shown.
 
-    >>> percent(0.03214), percent(0.0), percent(1.5)
-    ('3.21 %', '0 %', '150 %')
+    >>> percent(0.03214), percent(0.0), percent(1.5), percent(2e9)
+    ('3.21 %', '0 %', '150 %', '2.00e+11 %')
     """
     per_cent = 100 * error
-    return f"{per_cent:.0f} %" if error == 0 or per_cent >= 100 else f"{per_cent:#.3g} %"
+    # from 99.95 on, three digits would end with their point
+    return f"{per_cent:.0f} %" if error == 0 or 99.95 <= per_cent < 1e6 else f"{per_cent:#.3g} %"
 
 
 def _db(error: float) -> str:
-    return f"{snr_db(error):.1f} dB"
+    # adding 0.0 leaves no minus before 0
+    return f"{round(snr_db(error), 1) + 0.0:.1f} dB"
 
 
 def _error(error: float) -> dict[str, float]:

@@ -262,6 +262,8 @@ def test_what_cannot_be_used_is_told(models):
         report(models["plain"], models["nf4"], cfg=2.0)
     with pytest.raises(ConfigError, match="scheduler is 'none'"):
         report(models["plain"], models["nf4"], scheduler="none")
+    with pytest.raises(ConfigError, match="kl_optimal has no noise levels for 1 steps. Set more steps"):
+        report(models["plain"], models["nf4"], scheduler="kl_optimal", steps=1)
 
 
 # other models of the host

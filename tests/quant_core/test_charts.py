@@ -1,15 +1,18 @@
 """The inventory of a model's memory, and its table and picture."""
 
+import mmap
+
+import numpy
 import pytest
 import torch
 from quantflux.quant_core import memory
 from quantflux.quant_core.config import QuantConfig
-from quantflux.quant_core.layouts import nbytes, quantize
+from quantflux.quant_core.layouts import nbytes, plain_tensors, quantize
 from quantflux.quant_core.lora import LowRank
 from quantflux.quant_core.memory import CPU, GPU, MAPPED, Held, Inventory
 from quantflux.quant_core.report import memory_chart, memory_text
-from quantflux.quant_core.report.drawing import PALE, WIDTH
-from quantflux.quant_core.report.memory_chart import AT_16_BIT, COLOURS
+from quantflux.quant_core.report.drawing import MARGIN, PALE, TEXT, WIDTH, font
+from quantflux.quant_core.report.memory_chart import AT_16_BIT, COLOURS, TOP
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -81,6 +84,37 @@ def test_what_is_shared_counts_once_and_a_slice_as_all_that_it_keeps():
     assert inventory(other) == {memory.SKIPPED: (3200, 64)}
 
 
+@pytest.mark.parametrize(
+    "config", [{"precision": "nf4"}, {"precision": "nf4", "double_quant": True}, {"precision": "int8"}], ids=str
+)
+def test_statistics_are_told_from_numbers_where_both_lie_in_one_block_of_memory(config):
+    """As those of an offloaded weight do, once it is pinned."""
+    layer = packed_layer(**config)
+    before = inventory(layer)
+    parts, at = plain_tensors(layer.weight), 0
+    block = torch.frombuffer(mmap.mmap(-1, 4 * mmap.PAGESIZE), dtype=torch.uint8)
+    for part in parts:
+        with torch.no_grad():
+            part.set_(block[at : at + part.nbytes].view(part.dtype).view(part.shape))
+        at += -(-part.nbytes // 64) * 64
+    assert len({part.untyped_storage().data_ptr() for part in plain_tensors(layer.weight)}) == 1
+    found = inventory(layer, layer)
+    assert found[memory.STATISTICS] == before[memory.STATISTICS]
+    # with what the block has more than its tensors
+    spare = len(block) - nbytes(layer.weight)
+    assert found[memory.PACKED] == (before[memory.PACKED][0] + spare, before[memory.PACKED][1])
+
+
+def test_slices_of_one_tensor_count_all_their_weights_at_16_bit():
+    whole, layers = torch.zeros(12, 8), [torch.nn.Linear(8, 4, bias=False) for _ in range(3)]
+    for i, layer in enumerate(layers):
+        layer.weight = torch.nn.Parameter(whole[4 * i : 4 * i + 4])
+    assert inventory(*layers) == {memory.SKIPPED: (4 * 12 * 8, 2 * 12 * 8)}
+    # what lies over others is there already
+    layers[0].weight = torch.nn.Parameter(whole)
+    assert inventory(*layers) == {memory.SKIPPED: (4 * 12 * 8, 2 * 12 * 8)}
+
+
 @pytest.mark.skipif(not memory._file_maps(), reason="only Linux says what is mapped")
 def test_tensors_of_a_mapped_file_are_told_apart_and_the_file_counts_by_tensor(tmp_path):
     save_file({"a": torch.randn(64, 128), "b": torch.randn(64, 128)}, tmp_path / "x.safetensors")
@@ -144,6 +178,15 @@ def test_every_size_can_be_drawn_and_told(size):
     held = [Held("VAE", memory.CONVOLUTIONS, CPU, size, size // 2)]
     assert memory_chart(held).height == memory_chart(HELD[:1]).height
     assert "VAE" in memory_text(held, {})
+
+
+def test_a_long_name_ends_before_the_numbers():
+    held = [Held("an_encoder_of_another_project_" * 3, memory.PACKED, CPU, 3 * 2**30, 2**30)]
+    picture = numpy.asarray(memory_chart(held).convert("L"))
+    end = round(WIDTH - MARGIN - font(TEXT).getlength("3.00 GiB on CPU"))
+    name = picture[TOP + 10 : TOP + 46]
+    # grid lines are lighter
+    assert (name[:, MARGIN : end - 100] < 0xB0).any() and not (name[:, end - 16 : end - 2] < 0xB0).any()
 
 
 def test_nothing_can_be_drawn_and_told():

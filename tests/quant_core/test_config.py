@@ -72,11 +72,12 @@ def test_what_the_libraries_cannot_say_is_refused_rather_than_dropped(config):
 
 def test_skip_modules_may_stand_on_lines_or_between_commas():
     assert parse_skip_modules(" img_in,txt_in\n\n single_blocks.* ,") == ("img_in", "txt_in", "single_blocks.*")
+    assert parse_skip_modules("img_in，txt_in、vector_in") == ("img_in", "txt_in", "vector_in")
     assert parse_skip_modules("") == ()
     assert parse_skip_modules("double_blocks.5") == ("double_blocks.5",)
 
 
-@pytest.mark.parametrize("text", ["auto:7,5", "img_in, 5", "0"])
+@pytest.mark.parametrize("text", ["auto:7,5", "auto:7,5GiB", "img_in, 5", "0", "7.5", "img_in\n7.5 gb"])
 def test_a_number_is_no_module(text):
     with pytest.raises(ConfigError, match="names no module. For a block write its list too"):
         parse_skip_modules(text)

@@ -26,8 +26,9 @@ from quantflux.quant_core.quality import (
 from quantflux.quant_core.quality import errors as quality_errors
 from quantflux.quant_core.quality.errors import CHUNK
 from quantflux.quant_core.report import quality_chart, quality_csv, quality_text
-from quantflux.quant_core.report.drawing import WIDTH
+from quantflux.quant_core.report.drawing import MARGIN, TICKS, WIDTH, tick_step
 from quantflux.quant_core.report.quality_chart import COLOURS, DRIFT, OUTPUT, VELOCITY, WEIGHT
+from quantflux.quant_core.report.quality_text import percent
 
 STEPS = [StepError(1, 1.0, 0.01, 0.9999, 0.001), StepError(2, 0.5, 0.04, 0.999, 0.02)]
 LAYERS = [LayerError("a.qkv", 0.09), LayerError("b.proj", 0.1), LayerError("c", 0.0)]
@@ -199,10 +200,35 @@ def test_a_chart_without_layers_has_no_bars():
     assert not columns_of(picture, COLOURS[WEIGHT], box)
 
 
-@pytest.mark.parametrize("error", [0.0, 1e-9, 5.0, math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("error", [0.0, 1e-18, 1e-9, 5.0, 1e18, math.inf, math.nan], ids=str)
 @pytest.mark.parametrize("count", [1, 2, 100])
 def test_every_error_can_be_drawn_and_told(error, count):
     steps = [StepError(i + 1, 1.0, error, error, error) for i in range(count)]
     quality = Quality("settings", steps, error, [LayerError("x" * 200, error), LayerError("y", 0.1)], error)
     assert quality_chart(quality).width == WIDTH
     assert "settings" in quality_text(quality) and "velocity" in quality_csv(quality)
+
+
+@pytest.mark.parametrize("largest", [1e-200, 3e-14, 0.7, 22.2, 9e99], ids=str)
+def test_there_are_a_few_ticks_whatever_the_size(largest):
+    assert TICKS / 2.5 <= largest / tick_step(largest) <= TICKS
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [(0.9994, "99.9 %"), (0.9996, "100 %"), (1.0, "100 %"), (5000.0, "500000 %"), (1.234e12, "1.23e+14 %")],
+)
+def test_large_errors_are_told_shortly(error, shown):
+    assert percent(error) == shown
+
+
+def test_an_error_as_large_as_the_reference_is_0_db_without_a_sign():
+    text = quality_text(replace(QUALITY, velocity=1.0, steps=[StepError(1, 1.0, 1.002, 0.0, 0.998)]))
+    assert "(0.0 dB)" in text and "-0.0" not in text
+
+
+def test_numbers_in_the_chart_end_within_it():
+    steps = [StepError(1, 1.0, 1e305, 0.0, 1e305)]
+    layers = [LayerError("double_blocks.0.img_attn.qkv", 1e305)]
+    pixels = numpy.asarray(quality_chart(Quality("settings", steps, 1e305, layers, 1e305)))
+    assert (pixels[:100, -MARGIN:] == 255).all() and (pixels[:, -8:] == 255).all()

@@ -163,6 +163,7 @@ def test_a_budget_for_16_bit_is_refused():
 def test_the_budget_is_read_from_among_skipped_modules():
     assert split_budget(["img_in", "auto: 7.5", "proj_out"]) == (("img_in", "proj_out"), 7.5)
     assert split_budget(["img_in", "autoencoder"]) == (("img_in", "autoencoder"), None)
-    for wrong in (["auto"], ["auto:"], ["auto:much"], ["auto:1", "auto:2"]):
+    otherwise = (["auto=7.5"], ["auto 7.5"], ["Auto7.5"], ["auto:7.5GiB"], ["auto:1_0"])
+    for wrong in (["auto"], ["auto:"], ["auto:much"], ["auto:1", "auto:2"], *otherwise):
         with pytest.raises(ConfigError, match="auto:<GiB>"):
             split_budget(wrong)

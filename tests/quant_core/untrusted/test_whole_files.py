@@ -162,12 +162,12 @@ def test_absurd_headers_are_refused_in_little_memory_and_time(tmp_path):
         from quantflux.quant_core.source import flux_source
         def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         for path in sys.argv[1:]:
-            before, start = peak(), time.monotonic()
+            before, start = peak(), time.process_time()
             try:
                 flux_source(open_checkpoint(path))
                 sys.exit(f"{path} was accepted")
             except CheckpointError as error:
-                sys.stdout.write(f"{peak() - before} {time.monotonic() - start} {len(str(error))} {error}\\n")
+                sys.stdout.write(f"{peak() - before} {time.process_time() - start} {len(str(error))} {error}\\n")
         """
     )
     run = subprocess.run(
