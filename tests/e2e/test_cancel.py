@@ -10,6 +10,7 @@ from hub_server import running_hub
 from quantflux.quant_core.flux.config import FluxConfig
 from quantflux.quant_core.t5 import T5Config
 from safetensors.torch import load_file, save, save_file
+from stock_models import node
 from tiny_workflow import ASSETS, MODELS, text_to_image
 
 SECONDS = 2.0
@@ -82,10 +83,6 @@ def left_behind(host):
 
     before = own()
     return lambda: own() - before
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def loading(model: str = LARGE_FLUX, **config) -> dict:

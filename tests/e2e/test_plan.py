@@ -2,11 +2,8 @@
 
 import pytest
 from comfy_client import PromptFailed, PromptRejected
+from stock_models import node
 from tiny_workflow import text_to_image
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def planning(**inputs) -> dict:

@@ -6,14 +6,11 @@ from comfy_client import PromptFailed
 from read_picture import pixel_hash, read_picture
 from safetensors.torch import load_file, save_file
 from shape_scenes import prompts
+from stock_models import node
 from tiny_workflow import text_to_image
 
 CAPTION, SHAPE, COLOUR = prompts(1, seed=11)[0]
 CONTEXT, POOLED, HIDDEN = 128, 64, 128  # the small FLUX's text encoders serve this SD3 too
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def sd3_tensors() -> dict[str, torch.Tensor]:

@@ -6,13 +6,10 @@ from comfy_client import PromptFailed
 from read_picture import pixel_hash, read_picture
 from safetensors.torch import save_file
 from shape_scenes import prompts
+from stock_models import node
 from tiny_workflow import text_to_image
 
 CAPTION, SHAPE, COLOUR = prompts(1, seed=11)[0]
-
-
-def node(class_type: str, **inputs) -> dict:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 def dequantizing(**config) -> dict:
@@ -45,7 +42,7 @@ def test_a_merge_of_dequantized_models_draws_it_too(client):
     assert read_picture(client.run(graph).images[0]) == (SHAPE, COLOUR)
 
 
-def test_the_stock_nodes_save_files_that_draw_the_same_picture(client, host):
+def test_the_stock_nodes_save_files_that_draw_the_same_picture(client):
     graph = dequantizing(precision="nf4")
     graph["save_model"] = node("ModelSave", model=["plain", 0], filename_prefix="diffusion_models/dequantized")
     graph["save_clip"] = node("CLIPSave", clip=["plain", 1], filename_prefix="clip/dequantized")

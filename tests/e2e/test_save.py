@@ -21,7 +21,7 @@ def saving(prefix: str, format: str, **config) -> dict:
 
 
 @pytest.mark.parametrize("format", ["single file", "diffusers folder"])
-def test_the_saved_model_draws_the_same_picture(client, format, request):
+def test_the_saved_model_draws_the_same_picture(client, format):
     prefix = f"e2e/{format.replace(' ', '-')}"
     # transformers leaves wo at 16 bit; so that both pictures have the same arithmetic, it is so here too
     first = client.run(saving(prefix, format, precision="nf4", skip_modules="wo"))

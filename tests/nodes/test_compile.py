@@ -6,7 +6,6 @@ import comfy.ldm.flux.math
 import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.sample
-import comfy.sd
 import loras
 import other_dits
 import pytest
@@ -16,6 +15,7 @@ import torch._inductor.config
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_host import has_accelerator
 from flux_predictions import relative_error
+from host_models import with_loras
 from quantflux.nodes.compile import QuantFluxCompile
 from quantflux.nodes.dequantize import QuantFluxDequantize
 from quantflux.nodes.host.flux_model import load_flux_model
@@ -78,12 +78,6 @@ def sample(model, side=16, tokens=16, seed=1, steps=1):
     )
 
 
-def patched(model, *tensors, strength=1.0):
-    for one in tensors:
-        model = comfy.sd.load_lora_for_models(model, None, one, strength, 0.0)[0]
-    return model
-
-
 def assert_compiles_once(model, backend, loras_too=True):
     """Graphs without breaks, the same pictures, and nothing compiled again for what changes most."""
     expected = sample(model)
@@ -99,10 +93,10 @@ def assert_compiles_once(model, backend, loras_too=True):
     assert torch.equal(sample(fast), first)
     assert len(figures["graphs"]) == before + 2
     if loras_too:
-        sample(patched(fast, loras.peft()))
+        sample(with_loras(fast, loras.peft()))
         with_lora = len(figures["graphs"])
-        sample(patched(fast, loras.peft(), strength=0.3), tokens=33)
-        sample(patched(fast, loras.peft(seed=9), loras.peft(seed=10)))
+        sample(with_loras(fast, loras.peft(), strength=0.3), tokens=33)
+        sample(with_loras(fast, loras.peft(seed=9), loras.peft(seed=10)))
         sample(fast)
         assert len(figures["graphs"]) == with_lora
     assert figures["graph_breaks"] == {}
@@ -128,22 +122,22 @@ def test_another_lora_and_another_strength_compile_nothing_again(models, make, l
 
     def with_lora(*tensors, **strength):
         if lora_first:
-            return compiled(patched(model, *tensors, **strength))
+            return compiled(with_loras(model, *tensors, **strength))
         fast, figures = compiled(model)
-        return patched(fast, *tensors, **strength), figures
+        return with_loras(fast, *tensors, **strength), figures
 
     without, figures = compiled(model)
     before = len(figures["graphs"])
     sample(without)
     fast, _ = with_lora(make())
-    assert relative_error(sample(fast), sample(patched(model, make()))) < 1e-6
+    assert relative_error(sample(fast), sample(with_loras(model, make()))) < 1e-6
     known = len(figures["graphs"])
     assert known > before + 2
     assert all("a LoRA came, went" in graph["because"] for graph in figures["graphs"][before + 2 :])
     sample(without)
     for tensors, strength in ((make(), 0.3), (make(seed=9), 1.0), (make(seed=9), -0.5)):
         one, _ = with_lora(tensors, strength=strength)
-        assert relative_error(sample(one), sample(patched(model, tensors, strength=strength))) < 1e-6
+        assert relative_error(sample(one), sample(with_loras(model, tensors, strength=strength))) < 1e-6
     assert len(figures["graphs"]) == known and figures["graph_breaks"] == {}
 
 
@@ -226,7 +220,7 @@ def test_offloaded_layers_give_the_same_picture(models, config, regional):
 
 @pytest.mark.parametrize("config", CONFIGS[:2], ids=QuantConfig.describe)
 def test_an_offloaded_layer_is_lent_whole_and_gets_back_its_own(models, config):
-    model = patched(models(config), loras.peft())
+    model = with_loras(models(config), loras.peft())
     comfy.model_management.load_models_gpu([model])
     layer = next(one for one in packed_linears(model.model).values() if one.low_rank is not None)
     weight, bias, low_rank = layer.weight, layer.bias, layer.low_rank

@@ -3,11 +3,11 @@
 import gc
 
 import comfy.model_management
-import comfy.sd
 import loras
 import psutil
 from comfy_kitchen.tensor import QuantizedTensor
 from flux_predictions import predict
+from host_models import with_loras
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
@@ -18,7 +18,7 @@ CYCLES = 50
 
 def cycle(flux_file, tensors):
     patcher = load_flux_model(flux_source(open_checkpoint(flux_file), QuantConfig("nf4")))
-    patched = comfy.sd.load_lora_for_models(patcher, None, tensors, 1.0, 0.0)[0]
+    patched = with_loras(patcher, tensors)
     predict(patched)
     patched.partially_unload(patched.offload_device, patched.model_size() // 2)
     comfy.model_management.unload_all_models()
@@ -48,6 +48,6 @@ def test_fifty_cycles_leave_no_more_than_two(flux_file):
 def test_two_models_of_one_file_share_nothing(flux_file):
     one, other = (load_flux_model(flux_source(open_checkpoint(flux_file), QuantConfig("nf4"))) for _ in range(2))
     base = predict(other)
-    predict(comfy.sd.load_lora_for_models(one, None, loras.kohya(), 1.0, 0.0)[0])
+    predict(with_loras(one, loras.kohya()))
     assert (predict(other) == base).all()
     assert (predict(one) == base).all()

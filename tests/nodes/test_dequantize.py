@@ -1,12 +1,8 @@
 """The Dequantize node: plain weights, equal to the packed ones to the bit, in models that every stock node takes."""
 
-import comfy.model_detection
 import comfy.model_management
 import comfy.model_patcher
-import comfy.model_sampling
-import comfy.ops
 import comfy.patcher_extension
-import comfy.sd
 import folder_paths
 import loras
 import pytest
@@ -14,18 +10,18 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_extras.nodes_model_merging import CLIPMergeSimple, CLIPSave, ModelMergeSimple, ModelSave
 from flux_predictions import predict, relative_error
+from host_models import bits, clip_of, stock_flux, with_loras
 from quantflux.nodes.dequantize import QuantFluxDequantize
 from quantflux.nodes.host import dequantized
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.host.operations import PackedLinear, packed_linears
-from quantflux.nodes.host.text_encoder import load_flux_clip
 from quantflux.nodes.save import FOLDER, SINGLE_FILE, QuantFluxSave
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
 from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors
 from quantflux.quant_core.quantize import load
-from quantflux.quant_core.source import clip_l_source, flux_source, t5_source
+from quantflux.quant_core.source import flux_source, t5_source
 from safetensors.torch import load_file
 
 CONFIGS = [
@@ -39,28 +35,13 @@ def model_of(flux_file, config=CONFIGS[0]):
     return load_flux_model(flux_source(open_checkpoint(flux_file), config))
 
 
-def clip_of(text_files, config=CONFIGS[0]):
-    t5 = t5_source(open_checkpoint(text_files / "t5.safetensors"), config)
-    return load_flux_clip(t5, clip_l_source(open_checkpoint(text_files / "clip_l.safetensors")))
-
-
 def run(dtype: str = "auto", **inputs):
     return QuantFluxDequantize.execute(dtype, **inputs).args
-
-
-def bits(module) -> list[torch.Tensor]:
-    return [part.clone() for tensor in module.parameters() for part in plain_tensors(tensor)]
 
 
 def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors are the same numbers, wherever they are."""
     return torch.equal(a.cpu(), b.cpu())
-
-
-def lora_on(patcher, *tensors, strength=1.0):
-    for one in tensors:
-        patcher = comfy.sd.load_lora_for_models(patcher, None, one, strength, 0.0)[0]
-    return patcher
 
 
 def require_equals_dequantized(plain, packed, dtype=None):
@@ -94,7 +75,7 @@ def test_every_weight_of_a_model_is_the_dequantized_one_and_the_packed_model_is_
 
 @pytest.mark.parametrize("dtype", ["auto", "float16"])
 def test_a_clip_too_and_its_clip_l_as_it_was(text_files, dtype):
-    packed = clip_of(text_files)
+    packed = clip_of(text_files, CONFIGS[0])
     text, pooled = packed.encode_from_tokens(packed.tokenize("a red circle"), return_pooled=True)
     before = bits(packed.cond_stage_model)
     _, plain = run(dtype, clip=packed)
@@ -146,10 +127,15 @@ def test_merges_are_those_of_the_dequantized_weights(flux_file):
 
 
 def test_clips_merge(text_files):
-    _, one = run(clip=clip_of(text_files))
+    _, one = run(clip=clip_of(text_files, CONFIGS[0]))
     _, other = run(clip=clip_of(text_files, QuantConfig("int8")))
-    (merged,) = CLIPMergeSimple().merge(one, other, 0.5)
+    key = "t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.weight"
+    a, b = (clip.cond_stage_model.get_parameter(key).float().cpu() for clip in (one, other))
+    assert not torch.equal(a, b)
+    (merged,) = CLIPMergeSimple().merge(one, other, 0.25)
     text = merged.encode_from_tokens(merged.tokenize("a red circle"))
+    found = merged.cond_stage_model.get_parameter(key).float().cpu()
+    assert relative_error(found, 0.25 * a + 0.75 * b) < 5e-3 < relative_error(a, b)
     assert not torch.equal(text, one.encode_from_tokens(one.tokenize("a red circle")))
 
 
@@ -157,11 +143,11 @@ def test_clips_merge(text_files):
 @pytest.mark.parametrize("after", [True, False], ids=["LoRA after", "LoRA before"])
 def test_loras_have_the_effect_that_they_have_on_packed_weights(flux_file, all_of_it, after):
     packed = model_of(flux_file)
-    expected = predict(lora_on(packed, all_of_it()))
+    expected = predict(with_loras(packed, all_of_it()))
     if after:
-        plain = lora_on(run("float32", model=packed)[0], all_of_it())
+        plain = with_loras(run("float32", model=packed)[0], all_of_it())
     else:
-        plain, _ = run("float32", model=lora_on(packed, all_of_it()))
+        plain, _ = run("float32", model=with_loras(packed, all_of_it()))
     assert relative_error(predict(plain), expected) < 2e-3
     assert relative_error(predict(plain), predict(packed)) > 1e-2
 
@@ -170,13 +156,7 @@ def test_a_lora_that_lies_on_the_shared_weights_is_not_copied(flux_file):
     """Another clone's LoRA is baked into biases and skipped layers, and widens the input, while it is loaded."""
     packed = model_of(flux_file, QuantConfig("nf4", skip_modules=("double_blocks.0.img_attn.qkv",)))
     clean, _ = run(model=packed)
-    m = loras.Maker(8)
-    control = {
-        "diffusion_model.img_in.lora_A.weight": m(4, 128),
-        "diffusion_model.img_in.lora_B.weight": m(256, 4),
-        "diffusion_model.img_in.reshape_weight": torch.tensor([256, 128]),
-    }
-    other = lora_on(packed, loras.kohya(), loras.full_difference(), control)
+    other = with_loras(packed, loras.kohya(), loras.full_difference(), loras.control())
     other.add_object_patch("manual_cast_dtype", torch.float64)
     comfy.model_management.load_models_gpu([other])
     assert packed.backup and packed.object_patches_backup
@@ -263,15 +243,11 @@ def output(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_the_stock_node_saves_a_file_that_both_loaders_open(flux_file, output, monkeypatch):
+def test_the_stock_node_saves_a_file_that_both_loaders_open(flux_file, output):
     plain, _ = run(model=model_of(flux_file))
-    config, detect = plain.model.model_config.unet_config, comfy.model_detection.detect_unet_config
-    # this host takes every FLUX for one of FLUX.1-dev's widths
-    sizes = {name: config[name] for name in ("num_heads", "axes_dim", "context_in_dim", "vec_in_dim")}
-    monkeypatch.setattr(comfy.model_detection, "detect_unet_config", lambda *args, **kwargs: detect(*args) | sizes)
     ModelSave().save(plain, "m/flux")
     (path,) = (output / "m").iterdir()
-    stock = comfy.sd.load_diffusion_model(str(path), model_options={"dtype": torch.float32})
+    stock = stock_flux(path, dtype=torch.float32)
     ours = load_flux_model(flux_source(open_checkpoint(path), QuantConfig("none")))
     for name, tensor in plain.model.diffusion_model.named_parameters():
         assert equal(stock.model.diffusion_model.get_parameter(name).to(tensor.dtype), tensor), name
@@ -280,7 +256,7 @@ def test_the_stock_node_saves_a_file_that_both_loaders_open(flux_file, output, m
 
 
 def test_the_stock_node_saves_the_text_encoders(text_files, output):
-    _, plain = run(clip=clip_of(text_files))
+    _, plain = run(clip=clip_of(text_files, CONFIGS[0]))
     CLIPSave().save(plain, "c/clip")
     t5 = load_file(next((output / "c").glob("*t5xxl*")))
     expected = dict(plain.cond_stage_model.t5xxl.transformer.named_parameters())

@@ -1,7 +1,4 @@
-import comfy.lora
 import comfy.model_management
-import comfy.sample
-import comfy.sd
 import pytest
 import torch
 from bnb_references import quantized_by_diffusers
@@ -75,7 +72,7 @@ def test_offloaded_layers_compute_the_same_bits(flux_file, config):
     assert torch.equal(predict(patcher, as_it_lies=True), resident)
 
 
-def test_a_finished_load_leaves_nothing_behind_when_the_next_one_fails(flux_file, monkeypatch):
+def test_a_finished_load_leaves_nothing_behind_when_the_next_one_fails(flux_file):
     source = flux_source(open_checkpoint(flux_file), QuantConfig("nf4"))
     comfy.model_management.unload_all_models()
     comfy.model_management.interrupt_current_processing()

@@ -7,10 +7,9 @@ import re
 import pytest
 from comfy_host import REPOSITORY
 from export_locales import node_texts
+from full_sizes import FLUX_DEV, T5_XXL
 from quantflux.quant_core.config import QuantConfig
-from quantflux.quant_core.flux.config import FluxConfig
 from quantflux.quant_core.layouts.packed import packed_nbytes
-from quantflux.quant_core.t5 import T5Config
 
 DOCS = REPOSITORY / "web" / "docs"
 NODES = node_texts()
@@ -86,10 +85,6 @@ def test_pictures_are_there_and_small_and_are_those_of_docs_where_it_has_them():
         assert len(picture) < LARGEST_PICTURE
         original = REPOSITORY / "docs" / name
         assert not original.exists() or picture == original.read_bytes(), f"copy docs/{name} to web/docs/"
-
-
-FLUX_DEV = FluxConfig(64, 64, 3072, 24, 12288, 4096, 768, 19, 38, True)
-T5_XXL = T5Config(d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=24, vocab_size=32128)
 
 
 def gibibytes(model, config):

@@ -105,7 +105,7 @@ def test_what_was_stopped_compiles_when_it_runs_again(model, compiling):
     torch.testing.assert_close(sample(fast), sample(model))
 
 
-def test_the_button_pressed_before_is_no_ones_but_the_samplers(model):
+def test_the_button_pressed_before_is_no_ones_but_the_samplers():
     """It is looked at while torch compiles; else the host does."""
     with cancellable_compiling():
         interrupt_current_processing()
@@ -124,13 +124,17 @@ def test_an_error_of_the_compiler_stays_that_error():
         raise ValueError("mine")
 
 
-def test_another_threads_compiling_is_not_interrupted(model):
-    """Two threads, of which one looks at the button and the other compiles."""
+def test_another_threads_compiling_is_not_interrupted():
+    """Two threads, of which one looks at the button and the other compiles, for several looks."""
     failed = []
+
+    def slow(graph, inputs):
+        time.sleep(1)
+        return graph
 
     def compile_something():
         try:
-            torch.compile(lambda x: x * 2 + 1, backend="eager")(torch.ones(3))
+            torch.compile(lambda x: x * 2 + 1, backend=slow)(torch.ones(3))
         except BaseException as error:  # whatever it is
             failed.append(error)
 

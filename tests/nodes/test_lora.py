@@ -3,11 +3,11 @@
 import logging
 
 import comfy.model_management
-import comfy.sd
 import loras
 import pytest
 import torch
 from flux_predictions import predict, relative_error
+from host_models import with_loras
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.host.operations import packed_linears
 from quantflux.quant_core.checkpoint import open_checkpoint
@@ -39,20 +39,14 @@ def models(flux_file, tmp_path_factory):
     return get
 
 
-def patched(patcher, *tensors, strength: float = 1.0):
-    for one in tensors:
-        patcher = comfy.sd.load_lora_for_models(patcher, None, one, strength, 0.0)[0]
-    return patcher
-
-
 def branches(patcher) -> int:
     return sum(layer.low_rank is not None for layer in packed_linears(patcher.model).values())
 
 
 def assert_same_effect(packed, plain, *tensors, bound=2e-3, strength=1.0):
     base = predict(packed)
-    ours = predict(patched(packed, *tensors, strength=strength))
-    expected = predict(patched(plain, *tensors, strength=strength))
+    ours = predict(with_loras(packed, *tensors, strength=strength))
+    expected = predict(with_loras(plain, *tensors, strength=strength))
     assert relative_error(ours, expected) < bound
     assert relative_error(ours, base) > 5 * bound
     assert torch.equal(predict(packed), base)
@@ -62,7 +56,7 @@ def assert_same_effect(packed, plain, *tensors, bound=2e-3, strength=1.0):
 def test_plain_lora_runs_beside_the_weights_in_every_key_form(models, kind):
     packed, plain = models(NF4)
     assert_same_effect(packed, plain, loras.PLAIN[kind]())
-    predict(patched(packed, loras.PLAIN[kind]()))
+    predict(with_loras(packed, loras.PLAIN[kind]()))
     assert branches(packed) > 0
     assert not any(layer.weight_function for layer in packed_linears(packed.model).values())
 
@@ -91,20 +85,20 @@ def test_int8_takes_them_too(models):
 def test_plus_and_minus_the_same_leave_the_base_to_the_bit(models, tensors):
     packed, _ = models(NF4)
     base = predict(packed)
-    once = patched(packed, tensors, strength=0.7)
+    once = with_loras(packed, tensors, strength=0.7)
     assert not torch.equal(predict(once), base)
-    assert torch.equal(predict(patched(once, tensors, strength=-0.7)), base)
-    assert torch.equal(predict(patched(packed, tensors, strength=0.0)), base)
+    assert torch.equal(predict(with_loras(once, tensors, strength=-0.7)), base)
+    assert torch.equal(predict(with_loras(packed, tensors, strength=0.0)), base)
 
 
-def test_a_swap_leaves_every_layer_where_it_is(models, monkeypatch):
+def test_a_swap_leaves_every_layer_where_it_is(models):
     packed, plain = models(NF4)
-    one, other = patched(packed, loras.kohya(), loras.full_difference()), patched(packed, loras.peft())
+    one, other = with_loras(packed, loras.kohya(), loras.full_difference()), with_loras(packed, loras.peft())
     predict(one)
     weights = {name: layer.weight for name, layer in packed_linears(packed.model).items()}
     swapped = predict(other)
     assert all(layer.weight is weights[name] for name, layer in packed_linears(packed.model).items())
-    assert relative_error(swapped, predict(patched(plain, loras.peft()))) < 2e-3
+    assert relative_error(swapped, predict(with_loras(plain, loras.peft()))) < 2e-3
     # nothing of the first is left, in the biases neither
     comfy.model_management.unload_all_models()
     assert torch.equal(predict(other), swapped)
@@ -114,7 +108,7 @@ def test_a_change_of_strength_keeps_every_shape(models):
     packed, _ = models(NF4)
 
     def shapes(strength, *tensors):
-        predict(patched(packed, *tensors, strength=strength))
+        predict(with_loras(packed, *tensors, strength=strength))
         layers = packed_linears(packed.model).items()
         return {name: layer.low_rank.up.shape for name, layer in layers if layer.low_rank is not None}
 
@@ -125,7 +119,7 @@ def test_the_host_counts_the_bytes_of_the_branches(models):
     packed, _ = models(NF4)
     predict(packed)
     without = packed.loaded_size() if packed.loaded_size() else packed.model_size()
-    more = patched(packed, loras.kohya())
+    more = with_loras(packed, loras.kohya())
     predict(more)
     branch_bytes = sum(
         layer.low_rank.nbytes for layer in packed_linears(packed.model).values() if layer.low_rank is not None
@@ -139,7 +133,7 @@ def test_the_host_counts_the_bytes_of_the_branches(models):
 @pytest.mark.parametrize("make", [loras.peft, loras.dora], ids=["peft", "dora"])
 def test_offloaded_layers_and_reloaded_ones_give_the_same_bits(models, make):
     packed, _ = models(NF4)
-    more = patched(packed, make())
+    more = with_loras(packed, make())
     resident = predict(more)
     more.partially_unload(more.offload_device, more.model_size() // 2)
     assert torch.equal(predict(more), resident)
@@ -154,7 +148,7 @@ def test_a_lora_of_another_model_is_named_once_and_the_rest_of_it_works(models, 
     wrong = loras.kohya()
     wrong["lora_unet_single_blocks_1_linear2.lora_down.weight"] = torch.ones(4, 77)
     with caplog.at_level(logging.WARNING):
-        more = patched(packed, wrong)
+        more = with_loras(packed, wrong)
         predict(more)
         predict(more)
     named = [record for record in caplog.records if "single_blocks.1.linear2" in record.getMessage()]
@@ -166,14 +160,8 @@ def test_a_control_lora_widens_the_input_and_is_taken_off_again(models):
     packed, plain = models(NF4)
     predict(packed)
     before = packed.model.diffusion_model.img_in.weight
-    m = loras.Maker(8)
-    control = {
-        "diffusion_model.img_in.lora_A.weight": m(4, 128),
-        "diffusion_model.img_in.lora_B.weight": m(256, 4),
-        "diffusion_model.img_in.reshape_weight": torch.tensor([256, 128]),
-    }
     for patcher in (packed, plain):
-        comfy.model_management.load_models_gpu([patched(patcher, control)])
+        comfy.model_management.load_models_gpu([with_loras(patcher, loras.control())])
     ours, expected = (p.model.diffusion_model.img_in.weight for p in (packed, plain))
     assert ours.shape == expected.shape == (256, 128)
     assert relative_error(ours.float(), expected.float()) < 1e-2

@@ -1,11 +1,11 @@
 """LoRAs and other patches on a packed model of which a part is on the device, and orders in which they come and go."""
 
 import comfy.model_management
-import comfy.sd
 import loras
 import pytest
 import torch
 from flux_predictions import predict, relative_error
+from host_models import with_loras
 from quantflux.nodes.dequantize import QuantFluxDequantize
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.quant_core.checkpoint import open_checkpoint
@@ -32,12 +32,6 @@ def packed(flux_file):
     return load
 
 
-def patched(patcher, *tensors, strength=1.0):
-    for one in tensors:
-        patcher = comfy.sd.load_lora_for_models(patcher, None, one, strength, 0.0)[0]
-    return patcher
-
-
 def load_within(patcher, budget):
     """As the host loads a model, or a clone of the one that is loaded, when it may take so many bytes."""
     patcher.partially_load(patcher.load_device, budget - patcher.loaded_size())
@@ -54,9 +48,9 @@ def test_patches_are_swapped_whatever_part_is_loaded(packed, skipped):
     difference = {name: 10 * tensor for name, tensor in loras.full_difference().items()}
     clones = {
         "base": base,
-        "half": patched(base, loras.peft(), strength=0.5),
-        "whole": patched(base, loras.peft()),
-        "difference": patched(base, difference),
+        "half": with_loras(base, loras.peft(), strength=0.5),
+        "whole": with_loras(base, loras.peft()),
+        "difference": with_loras(base, difference),
     }
     expected = {}
     for name, clone in clones.items():
@@ -77,7 +71,7 @@ def test_patches_are_swapped_whatever_part_is_loaded(packed, skipped):
 
 def test_a_lora_leaves_as_much_of_the_model_on_the_device_as_fits(packed):
     base = packed()
-    more = patched(base, loras.peft())
+    more = with_loras(base, loras.peft())
     budget = int(0.6 * base.model_size())
     load_within(base, budget)
     without = base.loaded_size()
@@ -87,13 +81,8 @@ def test_a_lora_leaves_as_much_of_the_model_on_the_device_as_fits(packed):
 
 
 def test_a_control_lora_is_added_once_however_often_its_layer_leaves(packed):
-    base, m = packed(), loras.Maker(8)
-    control = {
-        "diffusion_model.img_in.lora_A.weight": m(4, 128),
-        "diffusion_model.img_in.lora_B.weight": m(256, 4),
-        "diffusion_model.img_in.reshape_weight": torch.tensor([256, 128]),
-    }
-    wide = patched(base, control, loras.peft())
+    base = packed()
+    wide = with_loras(base, loras.control(), loras.peft())
     comfy.model_management.load_models_gpu([wide])
     layer = wide.model.diffusion_model.img_in
     resident, size = layer.weight.clone(), wide.loaded_size()
@@ -136,6 +125,6 @@ def test_a_lora_used_twice_is_not_moved_past_what_does_more_than_add(packed, bet
     else:
         other = {f"{LAYER}.lora_A.weight": m(4, 1024), f"{LAYER}.lora_B.weight": m(256, 4)}
         other[f"{LAYER}.dora_scale"] = m(256, 1).abs() + 0.5
-    ours, expected = (predict(patched(model, twice, other, twice)) for model in (base, plain))
+    ours, expected = (predict(with_loras(model, twice, other, twice)) for model in (base, plain))
     assert relative_error(ours, expected) < UNEQUAL
-    assert relative_error(expected, predict(patched(plain, other))) > 2 * UNEQUAL
+    assert relative_error(expected, predict(with_loras(plain, other))) > 2 * UNEQUAL

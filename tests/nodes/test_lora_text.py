@@ -4,14 +4,14 @@ import comfy.sd
 import pytest
 import torch
 from flux_predictions import relative_error
+from host_models import clip_of
 from loras import Maker
 from quantflux.nodes.host.operations import packed_linears
-from quantflux.nodes.host.text_encoder import load_flux_clip
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.layouts import dequantize
 from quantflux.quant_core.quantize import load
-from quantflux.quant_core.source import clip_l_source, t5_source
+from quantflux.quant_core.source import t5_source
 from safetensors.torch import save_file
 
 NF4 = QuantConfig("nf4", torch.float32)
@@ -29,14 +29,9 @@ def lora():
     }
 
 
-def encoder(text_files, t5_path, config):
-    t5 = t5_source(open_checkpoint(t5_path), config)
-    return load_flux_clip(t5, clip_l_source(open_checkpoint(text_files / "clip_l.safetensors")))
-
-
 @pytest.fixture
 def packed(text_files):
-    return encoder(text_files, text_files / "t5.safetensors", NF4)
+    return clip_of(text_files, NF4)
 
 
 @pytest.fixture
@@ -44,7 +39,7 @@ def plain(text_files, tmp_path):
     tensors = load(t5_source(open_checkpoint(text_files / "t5.safetensors"), NF4))
     path = tmp_path / "plain.safetensors"
     save_file({name: dequantize(tensor, torch.float32).contiguous() for name, tensor in tensors.items()}, path)
-    return encoder(text_files, path, QuantConfig("none"))
+    return clip_of(text_files, QuantConfig("none"), path)
 
 
 def encoded(clip):

@@ -1,126 +1,21 @@
-"""The VRAM Plan node, and its formulas held to the host's own classes."""
+"""The VRAM Plan node, and the card that it is made for."""
 
-import dataclasses
 import math
 
-import comfy.ldm.flux.math
-import comfy.ldm.flux.model
-import comfy.ldm.modules.attention as attention
-import comfy.ldm.modules.diffusionmodules.model as vae_model
-import comfy.model_detection
 import comfy.model_management
-import comfy.ops
-import comfy.text_encoders.t5
 import folder_paths
 import pytest
 import torch
-from comfy.ldm.models.autoencoder import AutoencodingEngine
 from format_files import write_sparse
-from live_bytes import FusedKernels, LiveBytes
+from full_sizes import FLUX_BLOCKS, FLUX_DEV
 from quantflux.nodes.host import card as host_card
-from quantflux.nodes.host.flux_model import load_flux_model, unet_config
+from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.plan import QuantFluxPlan
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import CheckpointError, ConfigError
-from quantflux.quant_core.flux.config import FluxConfig
-from quantflux.quant_core.plan.activations import TEXT_TOKENS, Tokens, encoder_moment, sampling_moments
-from quantflux.quant_core.plan.turns import VAE_CHANNELS, VAE_PARAMETERS, VAE_VALUES_PER_PIXEL
+from quantflux.quant_core.plan.activations import TEXT_TOKENS
 from quantflux.quant_core.source import flux_source
-from quantflux.quant_core.t5 import T5Config
-
-# what lives at one time does not depend on the number of blocks
-FLUX = FluxConfig(64, 64, 3072, 24, 12288, 4096, 768, 1, 1, True)
-T5_XXL = T5Config(d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=2, vocab_size=32128)
-MIB = 2**20
-
-# the host's classes -------------------------------------------------------------------------------------------------
-
-
-def with_fused_attention(_, *args, **kwargs):
-    """Attention as on a GPU: the host puts it together from many operators on other devices."""
-    return attention.attention_pytorch(*args, **kwargs)
-
-
-def peak_of_flux(width, height, batch, dtype) -> int:
-    """The most bytes that live while the host's Flux runs once."""
-    shapes = FLUX.tensor_shapes()
-    tensors = {name: torch.empty(shape, dtype=dtype, device="meta") for name, shape in shapes.items()}
-    sizes = comfy.model_detection.detect_unet_config(tensors, "") | unet_config(FLUX)
-    model = comfy.ldm.flux.model.Flux(**sizes, dtype=dtype, device="meta", operations=comfy.ops.disable_weight_init)
-
-    def made(*shape):
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    inputs = (
-        made(batch, 16, height // 8, width // 8),
-        made(batch),
-        made(batch, TEXT_TOKENS, FLUX.context_in_dim),
-        made(batch, FLUX.vec_in_dim),
-        made(batch),
-    )
-    live = LiveBytes()
-    live.know(*model.parameters(), *inputs)
-    with FusedKernels(), live:
-        model(*inputs, transformer_options={"optimized_attention_override": with_fused_attention})
-    return live.peak
-
-
-def formula(width, height, batch, dtype) -> int:
-    return max(m.nbytes for m in sampling_moments(FLUX, Tokens.of(width, height, batch), dtype.itemsize))
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
-@pytest.mark.parametrize("size", [(1024, 1024, 1), (256, 256, 1), (2048, 1024, 1), (1000, 776, 3)], ids=str)
-def test_activations_are_those_of_the_hosts_flux(size, dtype):
-    found = peak_of_flux(*size, dtype)
-    if hasattr(comfy.ldm.flux.math, "_apply_rope") or "kitchen" in comfy.ldm.flux.math.apply_rope.__module__:
-        # rotates in one kernel where there is a GPU
-        assert found <= 1.01 * formula(*size, dtype)
-    else:
-        assert formula(*size, dtype) == pytest.approx(found, rel=0.005)
-
-
-def test_activations_are_those_of_the_hosts_t5(monkeypatch):
-    monkeypatch.setattr(
-        comfy.text_encoders.t5, "optimized_attention_for_device", lambda *args, **kwargs: attention.attention_pytorch
-    )
-    sizes = dataclasses.asdict(T5_XXL) | {"dense_act_fn": "gelu_pytorch_tanh", "is_gated_act": True, "model_type": "t5"}
-    model = comfy.text_encoders.t5.T5(sizes, torch.float32, "meta", comfy.ops.disable_weight_init)
-    embedded = torch.empty(1, TEXT_TOKENS, T5_XXL.d_model, device="meta")
-    live = LiveBytes()
-    live.know(*model.parameters())
-    with FusedKernels(), live:
-        # FLUX's T5 gets no mask
-        model(None, None, embeds=embedded.clone(), num_tokens=None)
-    assert encoder_moment(T5_XXL).nbytes == pytest.approx(live.peak, rel=0.005)
-
-
-def test_pixels_take_what_they_take_in_the_hosts_vae(monkeypatch):
-    # the attention that the host takes on a GPU
-    monkeypatch.setattr(vae_model, "vae_attention", lambda: vae_model.pytorch_attention)
-    sizes = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "in_channels": 3}
-    sizes |= {"double_z": True, "z_channels": 16, "resolution": 256, "out_ch": 3, "dropout": 0.0}
-    part = "comfy.ldm.modules.diffusionmodules.model."
-    with torch.device("meta"):
-        vae = AutoencodingEngine(
-            regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
-            encoder_config={"target": f"{part}Encoder", "params": sizes},
-            decoder_config={"target": f"{part}Decoder", "params": sizes},
-        ).to(torch.bfloat16)
-    assert sum(parameter.numel() for parameter in vae.parameters()) == VAE_PARAMETERS
-    latent = torch.empty(1, 16, 64, 64, dtype=torch.bfloat16, device="meta")
-    live = LiveBytes()
-    live.know(*vae.parameters(), latent)
-    with FusedKernels(), live:
-        vae.decode(latent)
-    values = live.peak / 512**2 / 2
-    # one block later: two pictures of the channels, and half of one; the copies of its convolution are smaller
-    assert values == pytest.approx(2.5 * VAE_CHANNELS, rel=0.02)
-    assert values + 1.5 * VAE_CHANNELS < VAE_VALUES_PER_PIXEL
-
-
-# the host's view of the device --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["none", "nf4"])
@@ -142,9 +37,6 @@ def test_the_card_is_what_the_host_says():
     assert found.total == int(memory.get_total_memory(memory.get_torch_device()))
     assert 0 < found.free <= found.total
     assert found.room(2**40) == math.inf if found.is_cpu else found.room(2**40) == 0
-
-
-# the node -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -191,8 +83,7 @@ def test_a_cpu_is_called_one(offered):
 
 
 def test_full_sized_files_are_planned_from_their_headers(offered, tmp_path):
-    model = dataclasses.replace(FLUX, depth=19, depth_single_blocks=38)
-    shapes = model.tensor_shapes()
+    shapes = FLUX_DEV.tensor_shapes()
     write_sparse(tmp_path / "full.safetensors", {n: ("BF16", s, 2 * math.prod(s)) for n, s in shapes.items()}, {})
     folder_paths.add_model_folder_path("diffusion_models", str(tmp_path))
     _, figures = run("full.safetensors", offered[1], width=1024, height=1024)
@@ -201,7 +92,7 @@ def test_full_sized_files_are_planned_from_their_headers(offered, tmp_path):
     assert nf4["resident"] + nf4["offloaded"] == pytest.approx(6.2389 * 2**30, rel=1e-4)
 
 
-def test_names_and_files_that_cannot_be_used_are_told_as_by_the_loaders(offered, text_files):
+def test_names_and_files_that_cannot_be_used_are_told_as_by_the_loaders(offered):
     with pytest.raises(ConfigError, match=r"gone\.safetensors is in none of the host's folders"):
         run("gone.safetensors", offered[1])
     with pytest.raises(ConfigError, match=r"gone\.safetensors is in none of the host's folders"):
@@ -222,7 +113,7 @@ def test_the_host_is_asked_again_at_each_run():
 )
 def test_the_peak_on_a_gpu_is_the_predicted_one_within_5_percent(offered, tmp_path, config, size):
     """One block of each kind, at FLUX.1-dev's sizes: activations are most of it."""
-    shapes = FLUX.tensor_shapes()
+    shapes = FLUX_BLOCKS.tensor_shapes()
     write_sparse(tmp_path / "block.safetensors", {n: ("BF16", s, 2 * math.prod(s)) for n, s in shapes.items()}, {})
     folder_paths.add_model_folder_path("diffusion_models", str(tmp_path))
     comfy.model_management.unload_all_models()

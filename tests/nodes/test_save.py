@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 
 import comfy.cli_args
-import comfy.lora
 import comfy.model_management
 import diffusers
 import folder_paths
@@ -14,6 +13,7 @@ import torch
 from dequantized import CPU_MIXES_BLOCKS_UP
 from diffusers.quantizers.bitsandbytes import bnb_quantizer
 from flux_predictions import predict, predict_with_diffusers, prediction_bound, relative_error
+from host_models import clip_of, with_loras
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.host.folders import T5S, TRANSFORMERS, chosen
 from quantflux.nodes.host.saving import TEXT_ENCODERS
@@ -23,10 +23,11 @@ from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
 from quantflux.quant_core.export import SaveError
-from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors
+from quantflux.quant_core.layouts import dequantize, is_packed
 from quantflux.quant_core.quantize import load
 from quantflux.quant_core.source import clip_l_source, flux_source, t5_source
 from safetensors.torch import load_file, save_file
+from same_bits import require_same_bits
 
 CONFIGS = [
     QuantConfig("nf4", double_quant=True),
@@ -53,11 +54,6 @@ def output(tmp_path, monkeypatch):
 
 def loaded_model(flux_file, config: QuantConfig = CONFIGS[0]):
     return load_flux_model(flux_source(open_checkpoint(flux_file), config))
-
-
-def loaded_clip(text_files, config: QuantConfig = CONFIGS[0]):
-    t5 = t5_source(open_checkpoint(text_files / "t5.safetensors"), config)
-    return load_flux_clip(t5, clip_l_source(open_checkpoint(text_files / "clip_l.safetensors")))
 
 
 def save(prefix: str = "quantflux", format: str = SINGLE_FILE, **inputs) -> list[dict]:
@@ -87,20 +83,13 @@ def test_a_saved_transformer_is_offered_and_predicts_the_same_bits(flux_file, ou
 def test_a_saved_transformer_is_the_loaded_one_bit_for_bit(flux_file, output, config):
     source = flux_source(open_checkpoint(flux_file), config)
     save(model=load_flux_model(source))
-    require_same_bits(load(flux_source(chosen(TRANSFORMERS, "quantflux_00001_.safetensors"), config)), load(source))
-
-
-def require_same_bits(ours, others):
-    assert ours.keys() == others.keys()
-    for name, tensor in ours.items():
-        assert is_packed(tensor) == is_packed(others[name]), name
-        for part, other in zip(plain_tensors(tensor), plain_tensors(others[name]), strict=True):
-            assert part.dtype == other.dtype and torch.equal(part, other), name
+    saved = load(flux_source(chosen(TRANSFORMERS, "quantflux_00001_.safetensors"), config))
+    require_same_bits(saved, load(source), same_origin=config.precision != "int8")
 
 
 @pytest.mark.parametrize("config", [*CONFIGS, QuantConfig("nf4", skip_modules=("wo",))], ids=described)
 def test_a_saved_t5_is_the_loaded_one_bit_for_bit(text_files, output, config):
-    clip = loaded_clip(text_files, config)
+    clip = clip_of(text_files, config)
     (figure,) = save(clip=clip)
     assert figure["path"] == f"{TEXT_ENCODERS}/quantflux_00001_.safetensors"
     source = t5_source(chosen(T5S, "quantflux_00001_.safetensors"))
@@ -121,7 +110,7 @@ def packed_names(clip) -> set[str]:
 
 def test_both_are_saved_as_folders_that_are_offered(flux_file, text_files, output):
     model = loaded_model(flux_file)
-    transformer, t5 = save("mine/flux", FOLDER, model=model, clip=loaded_clip(text_files))
+    transformer, t5 = save("mine/flux", FOLDER, model=model, clip=clip_of(text_files, CONFIGS[0]))
     assert transformer["path"] == "diffusion_models/mine/flux_00001_"
     assert t5["path"] == "clip/mine/flux_00001_"
     assert files_below(output) == [
@@ -216,19 +205,12 @@ def test_a_format_that_is_none_is_told(flux_file, output):
         save(format="gguf", model=loaded_model(flux_file))
 
 
-def with_lora(model, tensors):
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    patched = model.clone()
-    assert patched.add_patches(comfy.lora.load_lora(tensors, keys))
-    return patched
-
-
 def test_a_lora_is_refused_with_the_way_out(flux_file, text_files, output):
-    patched = with_lora(loaded_model(flux_file), loras.kohya())
+    patched = with_loras(loaded_model(flux_file), loras.kohya())
     with pytest.raises(ConfigError, match="model has LoRAs .* Connect model from before the LoRA"):
         # before the T5, which could be saved, is written
-        save(model=patched, clip=loaded_clip(text_files))
-    clip = loaded_clip(text_files).clone()
+        save(model=patched, clip=clip_of(text_files, CONFIGS[0]))
+    clip = clip_of(text_files, CONFIGS[0]).clone()
     key = "t5xxl.transformer.encoder.block.0.layer.0.SelfAttention.q.weight"
     clip.patcher.add_patches({key: ("diff", (torch.ones(128, 128),))})
     with pytest.raises(ConfigError, match="clip has LoRAs"):
@@ -240,7 +222,7 @@ def test_a_lora_is_refused_with_the_way_out(flux_file, text_files, output):
 def test_a_lora_on_another_clone_is_not_saved(flux_file, output, lora):
     config = QuantConfig("nf4", skip_modules=("double_blocks.0.img_attn.qkv",))
     model = loaded_model(flux_file, config)
-    predict(with_lora(model, lora()))  # leaves it on the weights that both share
+    predict(with_loras(model, lora()))  # leaves it on the weights that both share
     save(model=model)
     saved = load(flux_source(chosen(TRANSFORMERS, "quantflux_00001_.safetensors")))
     require_same_bits(saved, load(flux_source(open_checkpoint(flux_file), config)))
@@ -261,7 +243,7 @@ def test_models_of_other_loaders_are_refused_with_the_node_that_saves_them(flux_
     del model.model.diffusion_model.quantflux_provenance
     with pytest.raises(ConfigError, match="not loaded by Load Quantized Transformer.*ModelSave"):
         save(model=model)
-    clip = loaded_clip(text_files)
+    clip = clip_of(text_files, CONFIGS[0])
     del clip.cond_stage_model.t5xxl.transformer.quantflux_provenance
     with pytest.raises(ConfigError, match="not loaded by Load Quantized T5.*CLIPSave"):
         save(clip=clip)
@@ -295,7 +277,7 @@ def test_an_embedding_that_the_host_changed_is_saved_as_it_is_now(text_files, ou
     """Its dtype in the file would lose bits."""
     stored = load_file(text_files / "t5.safetensors")
     save_file(stored, tmp_path / "t5.safetensors")
-    clip = loaded_clip(text_files)
+    clip = clip_of(text_files, CONFIGS[0])
     changed = clip.cond_stage_model.t5xxl.transformer.shared.weight.float() + 1e-6
     clip.cond_stage_model.t5xxl.transformer.shared.weight = torch.nn.Parameter(changed, requires_grad=False)
     save(clip=clip)
@@ -306,7 +288,7 @@ def test_an_embedding_that_the_host_changed_is_saved_as_it_is_now(text_files, ou
 @pytest.mark.parametrize("dtype", ["fp8_e4m3fn", "fp8_e5m2"])
 def test_a_t5_that_the_host_rounded_to_fp8_is_refused_with_the_flag(text_files, output, monkeypatch, dtype):
     monkeypatch.setattr(comfy.cli_args.args, f"{dtype}_text_enc", True)
-    clip = loaded_clip(text_files)
+    clip = clip_of(text_files, CONFIGS[0])
     held = dtype.replace("fp8", "float8")
     with pytest.raises(ConfigError, match=f"of clip was rounded from bfloat16 to {held} .* without --{dtype}-text-enc"):
         save(clip=clip)

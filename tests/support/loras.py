@@ -109,6 +109,16 @@ def full_difference(seed: int = 6) -> dict[str, torch.Tensor]:
     }
 
 
+def control(seed: int = 8) -> dict[str, torch.Tensor]:
+    """As FLUX's control LoRAs: the input becomes twice as wide, for a second picture."""
+    m = Maker(seed)
+    return {
+        "diffusion_model.img_in.lora_A.weight": m(4, 128),
+        "diffusion_model.img_in.lora_B.weight": m(HIDDEN, 4),
+        "diffusion_model.img_in.reshape_weight": torch.tensor([HIDDEN, 128]),
+    }
+
+
 def set_weight(seed: int = 7) -> dict[str, torch.Tensor]:
     m = Maker(seed, 0.2)
     return {"diffusion_model.double_blocks.0.img_attn.proj.set_weight": m(HIDDEN, HIDDEN)}

@@ -105,3 +105,12 @@ def _random(model: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tenso
             values *= tensor[0].numel() ** -0.5 if tensor.dim() > 1 else 0.1
         tensors[name] = values.to(dtype)
     return tensors
+
+
+# name → a function that makes a new MODEL, and of those that the host recognizes the tensors
+MAKERS = {
+    "SD3": lambda: loaded_by_host(sd3_tensors()),
+    "Wan": lambda: loaded_by_host(wan_tensors()),
+    "U-Net": unet,
+}
+DITS = {"SD3": sd3_tensors, "Wan": wan_tensors}

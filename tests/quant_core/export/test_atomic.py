@@ -111,8 +111,11 @@ def test_too_little_space_is_said_with_numbers_before_anything_is_written(kind, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_space_is_looked_for_where_the_folder_will_be_made(tmp_path):
+def test_space_is_looked_for_where_the_folder_will_be_made(tmp_path, monkeypatch):
+    asked, usage = [], shutil.disk_usage
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: asked.append(Path(path)) or usage(path))
     require_space(tmp_path / "not" / "there" / "yet", 1)
+    assert asked == [tmp_path]
 
 
 def test_a_folder_in_the_way_of_a_file_is_told(tmp_path):

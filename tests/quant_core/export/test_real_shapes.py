@@ -2,16 +2,14 @@
 
 import pytest
 import torch
+from full_sizes import FLUX_BLOCKS
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.export import Provenance, save_diffusers_folder, save_single_file
-from quantflux.quant_core.flux.config import FluxConfig
 from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors
 from quantflux.quant_core.quantize import load
 from quantflux.quant_core.source import flux_source
 from random_packed import FORMATS, random_bytes, weight_and_values
-
-ONE_BLOCK_EACH = FluxConfig(64, 64, 3072, 24, 12288, 4096, 768, 1, 1, True)
 
 
 @pytest.fixture(scope="module")
@@ -28,12 +26,12 @@ def test_both_forms_hold_the_same_bits(form, generator, some_bytes, tmp_path):
     precision, blocksize, nested = FORMATS[form]
     config = QuantConfig(precision, blocksize=blocksize or 64, double_quant=nested)
     tensors = {}
-    for name, shape in ONE_BLOCK_EACH.tensor_shapes().items():
+    for name, shape in FLUX_BLOCKS.tensor_shapes().items():
         if len(shape) == 2:
             tensors[name], _ = weight_and_values(shape, FORMATS[form], generator, some_bytes)
         else:
             tensors[name] = torch.randn(shape, generator=generator).to(torch.bfloat16)
-    provenance = Provenance("random", "", config, ONE_BLOCK_EACH, {})
+    provenance = Provenance("random", "", config, FLUX_BLOCKS, {})
     save_single_file(tmp_path / "flux.safetensors", tensors, provenance)
     save_diffusers_folder(tmp_path / "flux", tensors, provenance)
     from_file, from_folder = (load(flux_source(open_checkpoint(tmp_path / n))) for n in ("flux.safetensors", "flux"))

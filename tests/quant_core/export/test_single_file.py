@@ -20,6 +20,7 @@ from quantflux.quant_core.recipe import METADATA_KEY
 from quantflux.quant_core.source import flux_source, t5_source
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from same_bits import require_same_bits
 
 CONFIGS = [
     QuantConfig("nf4"),
@@ -35,16 +36,6 @@ NOTHING_PACKED = [QuantConfig("none"), *(QuantConfig(name, skip_modules=("*",)) 
 
 def described(config: QuantConfig) -> str:
     return " ".join([config.describe(), *config.skip_modules, str(config.compute_dtype or "auto")])
-
-
-def require_same_bits(ours, others):
-    assert ours.keys() == others.keys()
-    for name, tensor in ours.items():
-        other = others[name]
-        assert (tensor.shape, tensor.dtype) == (other.shape, other.dtype), name
-        assert is_packed(tensor) == is_packed(other), name
-        for part, other_part in zip(plain_tensors(tensor), plain_tensors(other), strict=True):
-            assert part.dtype == other_part.dtype and torch.equal(part, other_part), name
 
 
 def recipe(config: QuantConfig) -> tuple:

@@ -5,15 +5,10 @@ import time
 
 import torch
 from format_files import write_sparse
+from full_sizes import FLUX_DEV
 from quantflux.quant_core.checkpoint import open_checkpoint
-from quantflux.quant_core.flux.config import FluxConfig
 from quantflux.quant_core.memory import planned_nbytes
 from quantflux.quant_core.source import flux_source
-
-DEV = FluxConfig(
-    in_channels=64, out_channels=64, hidden_size=3072, num_heads=24, mlp_size=12288, context_in_dim=4096,
-    vec_in_dim=768, depth=19, depth_single_blocks=38, guidance_embed=True,
-)  # fmt: skip
 
 
 def seconds_to_plan(path):
@@ -29,11 +24,11 @@ def seconds_to_plan(path):
 
 def test_a_file_of_24_gb_is_identified_and_planned_from_its_header_in_under_a_second(tmp_path):
     path = tmp_path / "flux1-dev.safetensors"
-    shapes = {name: torch.Size(shape) for name, shape in DEV.tensor_shapes().items()}
+    shapes = {name: torch.Size(shape) for name, shape in FLUX_DEV.tensor_shapes().items()}
     write_sparse(path, {name: ("BF16", shape, 2 * shape.numel()) for name, shape in shapes.items()}, {})
     assert path.stat().st_size > 23.7e9
     seconds, source, planned = seconds_to_plan(path)
-    assert source.model == DEV
+    assert source.model == FLUX_DEV
     # half a byte a weight and a float32 for 64 of them; biases and norms stay as they are
     weights = sum(shape.numel() for shape in shapes.values() if len(shape) == 2)
     others = sum(2 * shape.numel() for shape in shapes.values() if len(shape) == 1)
@@ -43,7 +38,7 @@ def test_a_file_of_24_gb_is_identified_and_planned_from_its_header_in_under_a_se
 
 def test_a_packed_flux_of_full_size_is_planned_from_its_header_in_under_a_second(tmp_path):
     tensors, content = {}, {}
-    for name, shape in DEV.tensor_shapes().items():
+    for name, shape in FLUX_DEV.tensor_shapes().items():
         numbers = torch.Size(shape).numel()
         if len(shape) == 1:
             tensors[name] = ("BF16", shape, 2 * numbers)
@@ -60,7 +55,7 @@ def test_a_packed_flux_of_full_size_is_planned_from_its_header_in_under_a_second
         path, prefixed_names("model.diffusion_model.", tensors), prefixed_names("model.diffusion_model.", content)
     )
     seconds, source, planned = seconds_to_plan(path)
-    assert source.model == DEV
+    assert source.model == FLUX_DEV
     assert source.is_packed
     assert planned == sum(
         size for name, (_, _, size) in tensors.items() if not name.endswith((".quant_map", "bitsandbytes__nf4"))

@@ -211,7 +211,7 @@ def test_a_repository_without_the_kind_says_what_it_has_and_what_to_name(hub, fe
     assert "text_encoder_2/config.json" in str(error.value) and "owner/name/path/inside" in str(error.value)
 
 
-def test_a_repository_of_pickles_says_why_they_are_not_read(hub, fetch, tmp_path):
+def test_a_repository_of_pickles_says_why_they_are_not_read(hub, fetch):
     hub.add("owner/name", {"flux.ckpt": b"PK", "pytorch_model.bin": b"PK"})
     with pytest.raises(HubError, match=r"flux.ckpt, pytorch_model.bin.*Pickles can run code.*\.safetensors"):
         fetch("owner/name")

@@ -130,7 +130,7 @@ def test_a_folder_in_a_files_place_is_refused_by_its_name(sharded, name):
 
 @REPRODUCIBLE
 @given(index=st.fixed_dictionaries({"weight_map": JSON}) | JSON)
-def test_any_index_is_refused(forms, tmp_path_factory, index):
+def test_any_index_is_refused(tmp_path_factory, index):
     folder = tmp_path_factory.getbasetemp() / "any_index"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text("{}")
