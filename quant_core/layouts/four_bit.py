@@ -50,6 +50,11 @@ class FourBitLayout(QuantizedLayout):
         def nested(self) -> bool:
             return self.absmax_8bit is not None
 
+        @property
+        def nested_statistics(self) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+            """What stands behind ``scale`` among the arguments of every kernel."""
+            return self.absmax_8bit, self.absmax_code, self.absmax_offset
+
         def _tensor_fields(self) -> list[str]:
             return ["scale", "absmax_8bit", "absmax_code", "absmax_offset"] if self.nested else ["scale"]
 
@@ -131,18 +136,7 @@ class FourBitLayout(QuantizedLayout):
     def _unpack(qdata: torch.Tensor, params: Params, dtype: torch.dtype, low_rank: LowRank | None) -> torch.Tensor:
         """The weight ``(rows, columns)`` plus the LoRA, rounded to ``dtype`` once."""
         update = (None, None) if low_rank is None else (low_rank.up, low_rank.down)
-        return unpack_4bit(
-            qdata,
-            params.scale,
-            *params.orig_shape,
-            params.blocksize,
-            params.quant_type,
-            dtype,
-            params.absmax_8bit,
-            params.absmax_code,
-            params.absmax_offset,
-            *update,
-        )
+        return unpack_4bit(*_first_arguments(qdata, params), dtype, *params.nested_statistics, *update)
 
     @classmethod
     def linear(
@@ -182,18 +176,8 @@ class FourBitLayout(QuantizedLayout):
         """Where our kernel is not, bitsandbytes chooses between its fused one and dequantize-then-multiply."""
         params = weight._params
         if cls._has_few_rows_kernel(x, params):
-            y = few_rows_linear(
-                x.reshape(-1, x.shape[-1]),
-                weight._qdata,
-                params.scale,
-                *params.orig_shape,
-                params.blocksize,
-                params.quant_type,
-                bias,
-                params.absmax_8bit,
-                params.absmax_code,
-                params.absmax_offset,
-            )
+            rows = x.reshape(-1, x.shape[-1])
+            y = few_rows_linear(rows, *_first_arguments(weight._qdata, params), bias, *params.nested_statistics)
             return y.view(*x.shape[:-1], params.orig_shape[0])
         if x.shape[-1] % params.blocksize:
             # blocks run across rows: the fused kernel would warn at every call and take this path anyway
@@ -206,9 +190,7 @@ class FourBitLayout(QuantizedLayout):
             params.blocksize,
             params.quant_type,
             bias,
-            params.absmax_8bit,
-            params.absmax_code,
-            params.absmax_offset,
+            *params.nested_statistics,
         )
 
     @classmethod
@@ -224,16 +206,7 @@ class FourBitLayout(QuantizedLayout):
     @staticmethod
     def _linear_float8(x: torch.Tensor, weight: QuantizedTensor, bias: torch.Tensor | None) -> torch.Tensor:
         params = weight._params
-        unpacked, scale = unpack_4bit_rows(
-            weight._qdata,
-            params.scale,
-            *params.orig_shape,
-            params.blocksize,
-            params.quant_type,
-            params.absmax_8bit,
-            params.absmax_code,
-            params.absmax_offset,
-        )
+        unpacked, scale = unpack_4bit_rows(*_first_arguments(weight._qdata, params), *params.nested_statistics)
         quantized, row_scale = quantize_rows(x.reshape(-1, x.shape[-1]))
         return scaled_mm(quantized, row_scale, unpacked, scale, bias).view(*x.shape[:-1], params.orig_shape[0])
 
@@ -332,6 +305,11 @@ class FourBitLayout(QuantizedLayout):
             tensors |= {".nested_absmax": params.scale, ".nested_quant_map": params.absmax_code}
         description = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
         return tensors | {f".quant_state.bitsandbytes__{params.quant_type}": description}
+
+
+def _first_arguments(qdata: torch.Tensor, params: FourBitLayout.Params) -> tuple:
+    """What our kernels take first of a weight: data, scale, rows, columns, blocksize, quant_type."""
+    return qdata, params.scale, *params.orig_shape, params.blocksize, params.quant_type
 
 
 register_layout_class(FourBitLayout.NAME, FourBitLayout)
