@@ -3,11 +3,12 @@
 import numpy
 import pytest
 import torch
+from planned import a_card
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.export import provenance_of, save_single_file
 from quantflux.quant_core.memory import planned_nbytes, readable
-from quantflux.quant_core.plan import Card, plan, variants
+from quantflux.quant_core.plan import plan, variants
 from quantflux.quant_core.quantize import load
 from quantflux.quant_core.report.drawing import MARGIN, TEXT, WIDTH, fitted, font
 from quantflux.quant_core.report.plan_chart import ROW, TOP, plan_chart
@@ -39,23 +40,12 @@ def test_without_a_config_the_marked_row_is_what_each_loader_makes_of_its_file(f
 
 def without_vram(files, config=None):
     """A plan in which all weights are offloaded, on a card of a long name."""
-    card = Card(
+    card = a_card(
+        512,
         name="cuda:0 NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition : cudaMallocAsync",
-        is_cpu=False,
         total=2**40,
-        free=2**39,
-        loaded=0,
-        workspace=0,
         reserve=dict.fromkeys(("none", "int8", "nf4", "fp4"), 0),
-        encoder_reserve=0,
-        least_share=0.0,
-        whole=False,
         none=True,
-        buffers=1,
-        encoder_on_cpu=False,
-        vae_on_cpu=False,
-        vae_dtype=torch.bfloat16,
-        decode_estimate=MIB,
     )
     found = variants(open_checkpoint(files["flux", "plain"]), open_checkpoint(files["t5", "plain"]), config)
     return plan(found, 64, 64, 1, card, lambda variant: (torch.bfloat16, torch.bfloat16))
