@@ -14,8 +14,6 @@ from quantflux.quant_core.report.drawing import MARGIN, TEXT, WIDTH, fitted, fon
 from quantflux.quant_core.report.plan_chart import ROW, TOP, plan_chart
 from quantflux.quant_core.source import flux_source, t5_source
 
-MIB = 2**20
-
 
 @pytest.fixture(scope="module")
 def files(flux_file, t5_file, tmp_path_factory):
