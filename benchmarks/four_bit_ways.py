@@ -19,15 +19,15 @@ class Weight:
 
     def __init__(self, rows: int, columns: int):
         from quantflux.quant_core.config import QuantConfig
-        from quantflux.quant_core.kernels.four_bit import as_words, code_table
+        from quantflux.quant_core.kernels.four_bit import code_table
         from quantflux.quant_core.layouts import quantize
 
         self.rows, self.columns = rows, columns
         weight = torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16) * 0.02
         self.packed = quantize(weight, QuantConfig("nf4"))
         self.nested = quantize(weight, QuantConfig("nf4", double_quant=True))
-        self.words = as_words(self.packed._qdata)
-        self.code = code_table("nf4", self.words.device)
+        self.data = self.packed._qdata
+        self.code = code_table("nf4", self.data.device)
         self.down = {r: torch.randn(r, columns, device="cuda", dtype=torch.bfloat16) * 0.02 for r in RANKS}
         self.up = {r: torch.randn(rows, r, device="cuda", dtype=torch.bfloat16) * 0.02 for r in RANKS}
 
@@ -75,11 +75,11 @@ def moves(weight: Weight, listed: dict[str, list]) -> Iterator[tuple[str, object
     for launch in listed["unpack"]:
         for way, nested in (("unpack", False), ("unpack_nested", True)):
             statistics = weight.statistics(nested)
-            words = weight.words if not nested else weight.nested._qdata.flatten().view(torch.int32)
+            data = weight.data if not nested else weight.nested._qdata
             yield (
                 way,
                 launch,
-                lambda w=words, s=statistics, n=launch: four_bit_triton.unpack(w, s, weight.code, out, 64, n),
+                lambda d=data, s=statistics, n=launch: four_bit_triton.unpack(d, s, weight.code, out, 64, n),
                 weight.bytes(2),
             )
     for launch in listed["add"]:
@@ -88,7 +88,7 @@ def moves(weight: Weight, listed: dict[str, list]) -> Iterator[tuple[str, object
                 f"add_{rank}",
                 launch,
                 lambda r=rank, n=launch: four_bit_triton.unpack_add(
-                    weight.words, weight.statistics(), weight.code, weight.up[r], weight.down[r], out, 64, n
+                    weight.data, weight.statistics(), weight.code, weight.up[r], weight.down[r], out, 64, n
                 ),
                 weight.bytes(2),
             )
@@ -100,7 +100,7 @@ def moves(weight: Weight, listed: dict[str, list]) -> Iterator[tuple[str, object
                 "rows",
                 launch,
                 lambda n=launch: fp8_triton.unpack_rows(
-                    weight.words, weight.statistics(), weight.code, eighth, scale, 64, n
+                    weight.data, weight.statistics(), weight.code, eighth, scale, 64, n
                 ),
                 weight.bytes(1),
             )
@@ -177,9 +177,9 @@ def _chunked(weight: Weight, x: torch.Tensor, bias: torch.Tensor) -> Callable[[]
         for start in range(0, rows, size):
             stop = min(start + size, rows)
             part = scratch[: stop - start]
-            words = weight.words[start * columns // 8 : stop * columns // 8]
+            data = weight.data[start * columns // 2 : stop * columns // 2]
             statistics = weight.statistics()[0][start * columns // 64 : stop * columns // 64], None, None, None
-            four_bit_triton.unpack(words, statistics, weight.code, part, 64)
+            four_bit_triton.unpack(data, statistics, weight.code, part, 64)
             torch.addmm(bias[start:stop], x, part.t(), out=y[:, start:stop])
 
     return run
@@ -195,7 +195,7 @@ def _overlapped(weight: Weight, x: torch.Tensor, bias: torch.Tensor) -> Callable
     def run():
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            four_bit_triton.unpack(weight.words, weight.statistics(), weight.code, scratch[1], 64)
+            four_bit_triton.unpack(weight.data, weight.statistics(), weight.code, scratch[1], 64)
         torch.nn.functional.linear(x, scratch[0], bias)
         torch.cuda.current_stream().wait_stream(side)
 

@@ -18,7 +18,7 @@ from .compile_progress import CompileProgress
 from .compile_report import CompileReport, report_of
 from .compile_settings import CompileSettings, cause_of, while_compiling
 from .interrupt_compiling import cancellable_compiling
-from .operations import PackedLinear
+from .operations import PackedLinear, in_parts
 
 KEY = "quantflux.compile"
 _HOST_KEY = "torch.compile"
@@ -94,7 +94,7 @@ def _prepared(module: torch.nn.Module, regional: bool, progress: CompileProgress
     """The ``forward`` of a compiled module, after what has to happen outside of its graph."""
     forward, original = module.forward, module._orig_mod
     names = list(inspect.signature(original.forward).parameters)
-    layers = [layer for layer in original.modules() if isinstance(layer, PackedLinear)] if regional else []
+    layers = [layer for layer in original.modules() if isinstance(layer, PackedLinear)]
 
     def prepared(*args, **kwargs):
         progress.begin_module()
@@ -110,12 +110,13 @@ def _prepared(module: torch.nn.Module, regional: bool, progress: CompileProgress
             if name in inputs and inputs[name].ndim > dimension:
                 torch._dynamo.maybe_mark_dynamic(inputs[name], dimension)
         with contextlib.ExitStack() as stack:
-            if inputs:
+            if regional and inputs:
                 device = next(iter(inputs.values())).device
                 for layer in layers:
-                    if layer.weight.device != device:
+                    if layer._parameters["weight"].device != device:
                         # one graph for blocks that are offloaded and blocks that are not
                         stack.enter_context(layer.lent(device))
+            stack.enter_context(in_parts(layers))
             return forward(*args, **kwargs)
 
     return prepared

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import comfy.ops
 import torch
 
 from ...quant_core.config import FLOAT8, inner_dtype
-from ...quant_core.layouts import dequantize, is_packed, plain_tensors
+from ...quant_core.layouts import Parts, dequantize, is_packed, plain_tensors
 from ...quant_core.linear import linear
 from ...quant_core.lora import LowRank
 from .layer_operators import number_of
@@ -28,6 +28,7 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
     compute_dtype: torch.dtype | None = None
     float8: bool = False
     low_rank: LowRank | None = None
+    parts: Parts | None = None  # of a packed weight, while a compiled graph runs
     pinned_block: torch.Tensor | None = None  # where the data of an offloaded weight is, if it is pinned
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, device=None, dtype=None):
@@ -100,14 +101,15 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         comfy.ops.run_every_op()
-        if self.weight.device == x.device and (self.bias is None or self.bias.device == x.device):
-            return self._product(x, self.weight, self.bias)
+        weight = self.weight if self.parts is None else self.parts
+        if weight.device == x.device and (self.bias is None or self.bias.device == x.device):
+            return self._product(x, weight, self.bias)
         if torch.compiler.is_compiling():
             return torch.ops.quantflux.offloaded_linear(x, self._number, self.out_features)
         with borrowed(self.weight, self.bias, x.device) as (weight, bias):
             return self._product(x, weight, bias)
 
-    def _product(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    def _product(self, x: torch.Tensor, weight: torch.Tensor | Parts, bias: torch.Tensor | None) -> torch.Tensor:
         dtype = x.dtype if self.inner_dtype is None or not is_packed(weight) else self.inner_dtype
         if self.weight_function:
             # patches change in place what they are given
@@ -140,6 +142,20 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
         for function in getattr(self, hooks):
             tensor = function(tensor)
         return tensor
+
+
+@contextlib.contextmanager
+def in_parts(layers: Sequence[PackedLinear]) -> Iterator[None]:
+    """Packed weights of ``layers`` as what a compiled graph takes cheaply, for the time of one call of it."""
+    # not longer, nor through Module's own attributes: the parts would outlive the weight, and the latter takes long
+    shown = [layer for layer in layers if is_packed(layer._parameters["weight"])]
+    for layer in shown:
+        vars(layer)["parts"] = Parts.of(layer._parameters["weight"])
+    try:
+        yield
+    finally:
+        for layer in shown:
+            del vars(layer)["parts"]
 
 
 def operations(compute_dtype: torch.dtype | None) -> type:

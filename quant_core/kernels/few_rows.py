@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from . import triton_available
-from .four_bit import as_words, can_unpack, code_table, unpack_4bit_reference
+from .four_bit import can_unpack, code_table, unpack_4bit_reference
+from .launch import on_device_of
 from .operator import operator
 
 MAX_ROWS = 4  # of inputs: each of them reads the weight anew, from the L2 cache
@@ -53,6 +54,7 @@ def few_rows_linear_reference(
     "quantflux::few_rows_linear",
     "(Tensor x, Tensor packed, Tensor absmax, int rows, int columns, int blocksize, str quant_type, Tensor? bias=None, "
     "Tensor? absmax_8bit=None, Tensor? absmax_code=None, Tensor? absmax_offset=None) -> Tensor",
+    in_graph=lambda *args: True,
 )
 def few_rows_linear(
     x, packed, absmax, rows, columns, blocksize, quant_type,
@@ -63,9 +65,9 @@ def few_rows_linear(
 
     y = torch.empty(x.shape[0], rows, dtype=x.dtype, device=x.device)
     statistics = absmax, absmax_8bit, absmax_code, absmax_offset
-    with torch.cuda.device_of(x):
-        code = code_table(quant_type, packed.device)
-        kernels.multiply(x.contiguous(), as_words(packed), statistics, code, bias, y, blocksize)
+    code = code_table(quant_type, packed.device)
+    with on_device_of(x):
+        kernels.multiply(x.contiguous(), packed.contiguous(), statistics, code, bias, y, blocksize)
     return y
 
 

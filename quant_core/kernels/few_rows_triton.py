@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .four_bit_triton import WORD, _present, block_absmax, code_values
+from .four_bit_triton import WORD, _present, block_absmax, code_values, packed_words
 from .launch import Launcher, aligned, ceil_div
 
 
@@ -46,7 +46,7 @@ def _multiply(
     for start in range(0, words, WORDS):
         column = start + i % WORDS
         at = row * words + column
-        word = tl.load(packed + at, mask=inside, other=0)
+        word = packed_words(packed, at, inside)
         scale = block_absmax(
             absmax, absmax_8bit, absmax_code, absmax_offset, at // (BLOCKSIZE // WORD), inside, NESTED
         )  # fmt: skip
@@ -63,11 +63,11 @@ def _multiply(
 _launch_multiply = Launcher(_multiply)
 
 
-def multiply(x, words, statistics, code, bias, y: torch.Tensor, blocksize: int, launch: Multiply | None = None):
+def multiply(x, packed, statistics, code, bias, y: torch.Tensor, blocksize: int, launch: Multiply | None = None):
     """Fill ``y (tokens, rows)``. ``statistics``: absmax, absmax_8bit, absmax_code, absmax_offset."""
     launch = launch or DEFAULT
     (tokens, rows), columns, nested = y.shape, x.shape[1], statistics[1] is not None
-    pointers = x, words, *_present(statistics), code
+    pointers = x, packed, *_present(statistics), code
     types = y.device.index, y.dtype, None if bias is None else bias.dtype
     fast = aligned(*pointers, y) and (bias is None or aligned(bias))
     key = (types, tokens, rows, columns, blocksize, nested, launch) if fast else None

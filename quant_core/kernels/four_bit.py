@@ -7,6 +7,7 @@ import functools
 import bitsandbytes.functional as bnb
 import torch
 
+from .launch import on_device_of
 from .operator import operator
 
 FUSED_RANKS = (16, 32, 64, 128)  # of an update that is added while unpacking: its matrices are held on the chip
@@ -49,11 +50,20 @@ def unpack_4bit_reference(
     return weight.to(dtype)
 
 
+def _only_multiplies(
+    packed, absmax, rows, columns, blocksize, quant_type, dtype,
+    absmax_8bit=None, absmax_code=None, absmax_offset=None, up=None, down=None,
+) -> bool:  # fmt: skip
+    """Neither nested statistics nor a LoRA add to a product: in a graph, both would be one operation, rounded once."""
+    return absmax_8bit is None and up is None
+
+
 @operator(
     "quantflux::unpack_4bit",
     "(Tensor packed, Tensor absmax, int rows, int columns, int blocksize, str quant_type, ScalarType dtype, "
     "Tensor? absmax_8bit=None, Tensor? absmax_code=None, Tensor? absmax_offset=None, Tensor? up=None, "
     "Tensor? down=None) -> Tensor",
+    in_graph=_only_multiplies,
 )
 def unpack_4bit(
     packed, absmax, rows, columns, blocksize, quant_type, dtype,
@@ -65,13 +75,12 @@ def unpack_4bit(
     out = torch.empty(rows, columns, dtype=dtype, device=packed.device)
     statistics = absmax, absmax_8bit, absmax_code, absmax_offset
     code = code_table(quant_type, packed.device)
-    with torch.cuda.device_of(packed):
+    packed = packed.contiguous()
+    with on_device_of(packed):
         if up is None:
-            kernels.unpack(as_words(packed), statistics, code, out, blocksize)
+            kernels.unpack(packed, statistics, code, out, blocksize)
         else:
-            kernels.unpack_add(
-                as_words(packed), statistics, code, up.contiguous(), down.contiguous(), out, blocksize
-            )  # fmt: skip
+            kernels.unpack_add(packed, statistics, code, up.contiguous(), down.contiguous(), out, blocksize)
     return out
 
 
@@ -99,12 +108,13 @@ def expanded_absmax(
     return absmax_code[absmax_8bit.int()] * scale + absmax_offset
 
 
-def as_words(packed: torch.Tensor) -> torch.Tensor:
-    """Packed bytes as int32, eight weights each."""
-    return packed.contiguous().flatten().view(torch.int32)
+# compiled graphs hold the table: traced, it would be made anew at each call
+@torch.compiler.assume_constant_result
+def code_table(quant_type: str, device: torch.device) -> torch.Tensor:
+    """bitsandbytes' 16 float32 code values."""
+    return _code_table(quant_type, device)
 
 
 @functools.cache
-def code_table(quant_type: str, device: torch.device) -> torch.Tensor:
-    """bitsandbytes' 16 float32 code values."""
+def _code_table(quant_type: str, device: torch.device) -> torch.Tensor:
     return bnb.get_4bit_type(quant_type, device=device)

@@ -41,6 +41,12 @@ DEFAULT, DEFAULT_ADD = Unpack(), UnpackAdd()
 
 
 @triton.jit
+def packed_words(packed, at, inside):
+    """int32 number ``at`` of packed bytes: eight weights each."""
+    return tl.load(packed.to(tl.pointer_type(tl.int32)) + at, mask=inside, other=0)
+
+
+@triton.jit
 def block_absmax(absmax, absmax_8bit, absmax_code, absmax_offset, block, inside, NESTED: tl.constexpr):
     """The float32 absmax of each ``block``; to be compiled without fused multiply-add, as bitsandbytes rounds twice."""
     if NESTED:
@@ -68,7 +74,7 @@ def _unpack(
 ):  # fmt: skip
     at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
     inside = at < words
-    word = tl.load(packed + at, mask=inside, other=0)
+    word = packed_words(packed, at, inside)
     scale = block_absmax(
         absmax, absmax_8bit, absmax_code, absmax_offset, at // (BLOCKSIZE // WORD), inside, NESTED
     )  # fmt: skip
@@ -99,7 +105,7 @@ def _unpack_add(
     word_column = first_column // WORD + i % (COLUMNS // WORD)
     inside = (word_row < rows) & (word_column < columns // WORD)
     at = word_row * (columns // WORD) + word_column
-    word = tl.load(packed + at, mask=inside, other=0)
+    word = packed_words(packed, at, inside)
     scale = block_absmax(
         absmax, absmax_8bit, absmax_code, absmax_offset, at // (BLOCKSIZE // WORD), inside, NESTED
     )  # fmt: skip
@@ -113,10 +119,13 @@ _launch_unpack = Launcher(_unpack)
 _launch_unpack_add = Launcher(_unpack_add)
 
 
-def unpack(words, statistics, code, out: torch.Tensor, blocksize: int, launch: Unpack | None = None):
-    """Fill ``out``. ``statistics``: absmax, absmax_8bit, absmax_code, absmax_offset; the last three may be None."""
+def unpack(packed, statistics, code, out: torch.Tensor, blocksize: int, launch: Unpack | None = None):
+    """Fill ``out`` from contiguous ``packed`` bytes.
+
+    ``statistics``: absmax, absmax_8bit, absmax_code, absmax_offset; the last three may be None.
+    """
     launch = launch or DEFAULT
-    count, nested, pointers = out.numel() // 8, statistics[1] is not None, (words, *_present(statistics), code, out)
+    count, nested, pointers = out.numel() // 8, statistics[1] is not None, (packed, *_present(statistics), code, out)
     key = (out.device.index, out.dtype, count, blocksize, nested, launch) if aligned(*pointers) else None
     _launch_unpack(
         ceil_div(count, launch.words), key, *pointers, count, blocksize, nested, launch.words, launch.gather,
@@ -124,12 +133,12 @@ def unpack(words, statistics, code, out: torch.Tensor, blocksize: int, launch: U
     )  # fmt: skip
 
 
-def unpack_add(words, statistics, code, up, down, out: torch.Tensor, blocksize: int, launch: UnpackAdd | None = None):
+def unpack_add(packed, statistics, code, up, down, out: torch.Tensor, blocksize: int, launch: UnpackAdd | None = None):
     """Fill ``out`` with the unpacked weight plus ``up @ down``."""
     launch = launch or DEFAULT_ADD
     (rows, columns), rank, nested = out.shape, up.shape[1], statistics[1] is not None
     tiles = ceil_div(rows, launch.rows) * ceil_div(columns, launch.columns)
-    pointers = words, *_present(statistics), code, up, down, out
+    pointers = packed, *_present(statistics), code, up, down, out
     types = out.device.index, out.dtype, up.dtype, down.dtype
     key = (types, rows, columns, rank, blocksize, nested, launch) if aligned(*pointers) else None
     _launch_unpack_add(

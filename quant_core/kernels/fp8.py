@@ -7,7 +7,8 @@ import torch
 from ..config import FLOAT8
 from ..errors import ConfigError
 from . import triton_available
-from .four_bit import as_words, can_unpack, code_table, expanded_absmax, unpacked_codes
+from .four_bit import can_unpack, code_table, expanded_absmax, unpacked_codes
+from .launch import on_device_of
 from .operator import operator
 
 LARGEST = 448.0  # of FLOAT8
@@ -87,10 +88,18 @@ def scaled_mm_reference(
     return (y if bias is None else y + bias.float()).bfloat16()
 
 
+def _only_multiplies(
+    packed, absmax, rows, columns, blocksize, quant_type, absmax_8bit=None, absmax_code=None, absmax_offset=None
+) -> bool:
+    """As :func:`.four_bit._only_multiplies`."""
+    return absmax_8bit is None
+
+
 @operator(
     "quantflux::unpack_4bit_rows",
     "(Tensor packed, Tensor absmax, int rows, int columns, int blocksize, str quant_type, "
     "Tensor? absmax_8bit=None, Tensor? absmax_code=None, Tensor? absmax_offset=None) -> (Tensor, Tensor)",
+    in_graph=_only_multiplies,
 )
 def unpack_4bit_rows(
     packed, absmax, rows, columns, blocksize, quant_type, absmax_8bit=None, absmax_code=None, absmax_offset=None
@@ -100,9 +109,10 @@ def unpack_4bit_rows(
 
     out, scale = _rows_like(packed, rows, columns)
     statistics = absmax, absmax_8bit, absmax_code, absmax_offset
-    with torch.cuda.device_of(packed):
-        code = code_table(quant_type, packed.device)
-        kernels.unpack_rows(as_words(packed), statistics, code, out, scale, blocksize)
+    code = code_table(quant_type, packed.device)
+    packed = packed.contiguous()
+    with on_device_of(packed):
+        kernels.unpack_rows(packed, statistics, code, out, scale, blocksize)
     return out, scale
 
 
@@ -122,12 +132,12 @@ def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return _quantize_rows(x)
 
 
-@operator("quantflux::quantize_rows", "(Tensor x) -> (Tensor, Tensor)")
+@operator("quantflux::quantize_rows", "(Tensor x) -> (Tensor, Tensor)", in_graph=lambda x: True)
 def _quantize_rows(x):
     from . import fp8_triton as kernels
 
     out, scale = _rows_like(x, *x.shape)
-    with torch.cuda.device_of(x):
+    with on_device_of(x):
         kernels.quantize_rows(x if x.stride(-1) == 1 else x.contiguous(), out, scale)
     return out, scale
 

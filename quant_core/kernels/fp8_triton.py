@@ -8,7 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .four_bit_triton import WORD, _present, block_absmax, code_values
+from .four_bit_triton import WORD, _present, block_absmax, code_values, packed_words
 from .launch import Launcher, aligned, power_of_2
 
 LARGEST = tl.constexpr(448.0)  # of float8_e4m3fn
@@ -47,7 +47,7 @@ def _unpack_rows(
         column = start + tl.arange(0, CHUNK)
         inside = column < WORDS
         at = row * WORDS + column
-        word = tl.load(packed + at, mask=inside, other=0)
+        word = packed_words(packed, at, inside)
         factors = factor * block_absmax(
             absmax, absmax_8bit, absmax_code, absmax_offset, at // (BLOCKSIZE // WORD), inside, NESTED
         )  # fmt: skip
@@ -73,13 +73,13 @@ _launch_quantize_rows = Launcher(_quantize_rows)
 
 
 def unpack_rows(
-    words, statistics, code, out: torch.Tensor, scale: torch.Tensor, blocksize: int, launch: UnpackRows | None = None
+    packed, statistics, code, out: torch.Tensor, scale: torch.Tensor, blocksize: int, launch: UnpackRows | None = None
 ):
     """Fill ``out (rows, columns)`` and ``scale (rows, 1)``."""
     launch = launch or DEFAULT
     rows, columns = out.shape
     size, nested = columns // 8, statistics[1] is not None
-    pointers = words, *_present(statistics), code, out, scale
+    pointers = packed, *_present(statistics), code, out, scale
     key = (out.device.index, out.dtype, rows, columns, blocksize, nested, launch) if aligned(*pointers) else None
     _launch_unpack_rows(
         rows, key, *pointers, blocksize, nested, power_of_2(columns // blocksize), size,

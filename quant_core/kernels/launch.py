@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Hashable
 
 import torch
 
 ALIGNMENT = 16  # bytes; Triton compiles anew for pointers that are no multiples of it
+
+
+_GRAPHS_TAKE = ("num_warps", "num_stages")
 
 
 class Launcher:
@@ -27,8 +31,12 @@ class Launcher:
             key: what tells apart all that Triton compiles anew for, and ``programs``: the device, types, which
                 arguments are None, numbers and constants, options. None: Triton has to look itself.
             arguments: all that the kernel takes, constants too, in its order.
-            options: ``num_warps`` and the like.
+            options: ``num_warps`` and the like. A compiled graph, of which the kernel becomes a part, takes
+                ``num_warps`` and ``num_stages`` alone.
         """
+        if torch.compiler.is_dynamo_compiling():
+            self.kernel[(programs,)](*arguments, **{name: options[name] for name in options if name in _GRAPHS_TAKE})
+            return
         launch = self.launches.get(key)
         if launch is not None:
             launch(*arguments)
@@ -40,10 +48,17 @@ class Launcher:
 
 def aligned(*tensors: torch.Tensor) -> bool:
     """Whether all of them begin where Triton expects it of every tensor that it has not looked at."""
+    if torch.compiler.is_dynamo_compiling():
+        return False  # there are no addresses yet, and who compiles looks at them
     addresses = 0
     for tensor in tensors:
         addresses |= tensor.data_ptr()
     return addresses % ALIGNMENT == 0
+
+
+def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    """Triton launches on the current device, which need not be that of the tensors. A compiled graph knows its own."""
+    return contextlib.nullcontext() if torch.compiler.is_dynamo_compiling() else torch.cuda.device_of(tensor)
 
 
 # Triton's own cdiv and next_power_of_2 are made for kernels, and take as long as a launch elsewhere.

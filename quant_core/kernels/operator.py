@@ -7,9 +7,16 @@ from collections.abc import Callable
 
 import torch
 
+# Older ones can, too, but were not tried.
+GRAPHS_TAKE_KERNELS = torch.__version__ >= (2, 11)
 
-def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
+
+def operator(name: str, schema: str, in_graph: Callable[..., bool] | None = None) -> Callable[[Callable], Callable]:
     """Register a function as ``name``, and call it as such only where torch.compile traces.
+
+    Args:
+        in_graph: whether its launches can become parts of a graph instead, for such arguments: inductor starts them
+            with less around them. They are compiled without options such as ``enable_fp_fusion``.
 
     The result has ``register_fake``, as ``torch.library.custom_op`` has, which is not used because what it does around
     each call takes long (0.2 ms in a profile, torch 2.11, on an H100's host, 2026-11-25): a compiled step waits for it
@@ -22,9 +29,13 @@ def operator(name: str, schema: str) -> Callable[[Callable], Callable]:
         library.define(kind + schema, tags=(torch.Tag.pt2_compliant_tag,))
         library.impl(name, function, "CompositeExplicitAutograd")
 
+        def inlined(*args) -> bool:
+            known = GRAPHS_TAKE_KERNELS and in_graph is not None and torch.compiler.is_dynamo_compiling()
+            return known and args[0].is_cuda and in_graph(*args)
+
         @functools.wraps(function)
         def call(*args):
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() and not inlined(*args):
                 return getattr(getattr(torch.ops, namespace), kind)(*args)
             return function(*args)
 

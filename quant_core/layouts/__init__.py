@@ -3,6 +3,7 @@
 from .four_bit import FourBitLayout
 from .int8 import Int8Layout
 from .packed import (
+    Parts,
     concatenate,
     dequantize,
     is_packed,
@@ -17,6 +18,7 @@ from .packed import (
 __all__ = [
     "FourBitLayout",
     "Int8Layout",
+    "Parts",
     "concatenate",
     "dequantize",
     "is_packed",

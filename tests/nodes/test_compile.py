@@ -14,6 +14,7 @@ import torch._dynamo
 import torch._inductor.config
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_host import has_accelerator
+from comfy_kitchen.tensor import QuantizedTensor
 from flux_predictions import relative_error
 from host_models import with_loras
 from quantflux.nodes.compile import QuantFluxCompile
@@ -106,6 +107,18 @@ def assert_compiles_once(model, backend, loras_too=True):
 def test_every_precision_is_a_graph_per_kind_of_block_for_all_prompts(models, config):
     # the back end that functionalizes, as inductor does, and computes as without compiling
     assert_compiles_once(models(config), "aot_eager", loras_too=False)
+
+
+@pytest.mark.parametrize("regional", (True, False))
+def test_compiled_graphs_take_packed_weights_in_parts_that_no_layer_keeps(models, regional, monkeypatch):
+    fast, _ = compiled(models(), backend="aot_eager", regional=regional)
+    expected = sample(fast)
+    taken_apart = []
+    monkeypatch.setattr(QuantizedTensor, "__tensor_flatten__", lambda weight: taken_apart.append(weight))
+    assert torch.equal(sample(fast), expected)
+    assert not taken_apart
+    layers = packed_linears(fast.model).values()
+    assert layers and not any(layer.parts for layer in layers)
 
 
 @on_a_gpu

@@ -11,7 +11,6 @@ from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.kernels import triton_available
 from quantflux.quant_core.kernels.four_bit import (
     FUSED_RANKS,
-    as_words,
     can_unpack,
     code_table,
     unpack_4bit,
@@ -119,7 +118,7 @@ def test_every_launch_writes_every_weight(words, gather, generator, kernel_devic
     statistics = params.scale, None, None, None
     code = code_table("nf4", weight._qdata.device)
     launch = kernels.Unpack(words, 4, gather)
-    kernels.unpack(as_words(weight._qdata), statistics, code, out, params.blocksize, launch)
+    kernels.unpack(weight._qdata, statistics, code, out, params.blocksize, launch)
     assert torch.equal(out, by_bitsandbytes(weight, torch.float32))
 
 

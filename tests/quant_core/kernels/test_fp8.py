@@ -8,7 +8,7 @@ from quantflux.quant_core import linear as products
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
 from quantflux.quant_core.kernels import triton_available
-from quantflux.quant_core.kernels.four_bit import as_words, code_table
+from quantflux.quant_core.kernels.four_bit import code_table
 from quantflux.quant_core.kernels.fp8 import (
     FLOAT8,
     can_multiply,
@@ -117,7 +117,7 @@ def test_the_kernel_unpacks_rows_as_the_reference_does(config, shape, generator,
     out, scale = torch.full(shape, torch.nan, device=kernel_device), torch.empty(shape[0], 1, device=kernel_device)
     statistics = params.scale, params.absmax_8bit, params.absmax_code, params.absmax_offset
     code = code_table(params.quant_type, weight._qdata.device)
-    kernels.unpack_rows(as_words(weight._qdata), statistics, code, out, scale, params.blocksize)
+    kernels.unpack_rows(weight._qdata, statistics, code, out, scale, params.blocksize)
     assert torch.equal(out.to(FLOAT8).float(), expected.float())
     assert torch.equal(scale, expected_scale)
     if not INTERPRETED:
