@@ -81,18 +81,19 @@ def sample(model, steps: int, point: Point, condition=None):
 
 
 @contextlib.contextmanager
-def issuing(model) -> Iterator[list[float]]:
+def issuing(model) -> Iterator[list[tuple[float, float]]]:
     """Collects the seconds after which each prediction of ``model`` is issued to the GPU, done or not.
 
-    Where that is no less than a step takes, the step waits for the CPU.
+    Where that is no less than a step takes, the step waits for the CPU. The second figure of each is what the thread
+    ran meanwhile: where it is much less, the thread waited, for a lock or for a processor that others use.
     """
     inner, seconds = model.model, []
     apply_model = inner.apply_model
 
     def timed(*args, **kwargs):
-        start = time.perf_counter()
+        start, ran = time.perf_counter(), time.thread_time()
         result = apply_model(*args, **kwargs)
-        seconds.append(time.perf_counter() - start)
+        seconds.append((time.perf_counter() - start, time.thread_time() - ran))
         return result
 
     inner.apply_model = timed
@@ -151,12 +152,14 @@ def measured(model, point: Point, arguments: argparse.Namespace, thorough: bool)
     with issuing(model) as issued:
         result, seconds = sample(model, arguments.steps, point)
     steady = seconds[2:] or seconds
+    issue, ran = zip(*(issued[2:] or issued), strict=True)
     reference = arguments.references and os.path.join(arguments.references, f"{point}.pt")
     record = {
         "step_s": statistics.median(steady),
         "step_min_s": min(steady),
         "step_max_s": max(steady),
-        "issue_s": statistics.median(issued[2:] or issued),
+        "issue_s": statistics.median(issue),
+        "issue_thread_s": statistics.median(ran),
         "first_step_s": seconds[0],
         "peak_gib": peak_gib(),
         "finite": bool(result.isfinite().all()),

@@ -13,6 +13,7 @@ import torch
 import torch._dynamo
 import torch._inductor.config
 from comfy.ldm.modules.attention import attention_pytorch
+from comfy_api.torch_helpers import set_torch_compile_wrapper
 from comfy_host import has_accelerator
 from comfy_kitchen.tensor import QuantizedTensor
 from flux_predictions import relative_error
@@ -119,6 +120,14 @@ def test_compiled_graphs_take_packed_weights_in_parts_that_no_layer_keeps(models
     assert not taken_apart
     layers = packed_linears(fast.model).values()
     assert layers and not any(layer.parts for layer in layers)
+
+
+@pytest.mark.parametrize("config", CONFIGS[:3], ids=QuantConfig.describe)
+def test_what_the_hosts_own_node_compiles_predicts_the_same(models, config):
+    own = models(config).clone()
+    # all that TorchCompileModel does, whose back ends are inductor and cudagraphs
+    set_torch_compile_wrapper(own, backend="aot_eager")
+    assert relative_error(sample(own), sample(models(config))) < 1e-6
 
 
 @on_a_gpu
