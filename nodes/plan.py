@@ -32,7 +32,8 @@ class QuantFluxPlan(io.ComfyNode):
                 io.Combo.Input(
                     "t5_name",
                     options=names(T5S, hub=False),
-                    tooltip="A T5-XXL, as Load Quantized T5 lists it. A packed one keeps its own precision.",
+                    tooltip="A T5-XXL, as Load Quantized T5 lists it. A packed one is planned at its own precision, "
+                    "which config must not contradict.",
                 ),
                 QuantConfigSocket.Input(
                     "config",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import comfy.model_base
@@ -12,6 +13,7 @@ import torch
 from ...quant_core.config import PRECISIONS
 from ...quant_core.errors import ConfigError
 from ...quant_core.kernels import triton_available
+from ...quant_core.kernels.fp8 import require_float8
 from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.plan import Card, Variant
 from ...quant_core.plan.activations import LATENT
@@ -35,7 +37,11 @@ def card(width: int, height: int, batch: int) -> Card:
     is_cpu = memory.is_device_cpu(device)
     state = memory.VRAMState.DISABLED if is_cpu else memory.vram_state
     limited = (memory.VRAMState.NORMAL_VRAM, memory.VRAMState.LOW_VRAM)
-    reserve = {precision: _sampling_reserve(precision, width, height, batch, device) for precision in PRECISIONS}
+    reserve = {
+        (precision, dtype.itemsize): _sampling_reserve(precision, dtype, width, height, batch, device)
+        for precision in PRECISIONS
+        for dtype in (torch.bfloat16, torch.float32)
+    }
     vae_dtype = memory.vae_dtype(memory.vae_device(), VAE_DTYPES)
     return Card(
         name="main memory" if is_cpu else str(memory.get_torch_device_name(device)),
@@ -54,7 +60,8 @@ def card(width: int, height: int, batch: int) -> Card:
         vae_on_cpu=not is_cpu and memory.is_device_cpu(memory.vae_device()),
         vae_dtype=vae_dtype,
         decode_estimate=DECODE_VALUES_PER_PIXEL * width * height * vae_dtype.itemsize,
-        int8=_multiplies_in_8_bit(device),
+        int8=_runs(require_int8, device),
+        float8=_runs(require_float8, device),
         fused=triton_available(device),
         first_use=_first_use(device),
     )
@@ -74,9 +81,14 @@ def activation_dtype(source: Source) -> torch.dtype:
     return memory.unet_manual_cast(dtype, device, FLUX.supported_inference_dtypes) or dtype
 
 
-def _sampling_reserve(precision: str, width: int, height: int, batch: int, device: torch.device) -> int:
-    """Bytes that the host leaves beside the transformer, by its own formula, as ``load_models_gpu`` does."""
-    dtype = torch.bfloat16 if memory.should_use_bf16(device) else torch.float32
+def _sampling_reserve(
+    precision: str, dtype: torch.dtype, width: int, height: int, batch: int, device: torch.device
+) -> int:
+    """Bytes that the host leaves beside the transformer, by its own formula, as ``load_models_gpu`` does.
+
+    Args:
+        dtype: of the activations; the host asks for its size alone.
+    """
     like_flux = SimpleNamespace(
         memory_usage_factor=workspace(precision, device) or FLUX.memory_usage_factor,
         memory_usage_factor_conds=(),
@@ -112,9 +124,9 @@ def _cublas_workspace(device: torch.device) -> int:
     return 32 * MIB if torch.cuda.get_device_capability(device)[0] in (9, 10) else 8 * MIB + MIB // 8
 
 
-def _multiplies_in_8_bit(device: torch.device) -> bool:
+def _runs(require: Callable[[torch.device], None], device: torch.device) -> bool:
     try:
-        require_int8(device)
+        require(device)
     except ConfigError:
         return False
     return True

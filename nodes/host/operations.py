@@ -9,6 +9,7 @@ import comfy.ops
 import torch
 
 from ...quant_core.config import FLOAT8, inner_dtype
+from ...quant_core.kernels.fp8 import is_in_block
 from ...quant_core.layouts import Parts, dequantize, is_packed, plain_tensors
 from ...quant_core.linear import linear
 from ...quant_core.lora import LowRank
@@ -169,14 +170,9 @@ def operations(compute_dtype: torch.dtype | None) -> type:
 
 
 def multiply_blocks_in_float8(model: torch.nn.Module) -> None:
-    """Let the layers of the blocks multiply in float8, where that is their ``compute_dtype``.
-
-    The first and the last layers stay with bfloat16: rounding in them shows most, and they are small. On the small
-    FLUX of the tests ``img_in`` and ``final_layer`` add three times the error of all blocks each.
-    """
+    """Let the layers of the blocks multiply in float8, where that is their ``compute_dtype``."""
     for name, layer in packed_linears(model).items():
-        *parents, _ = name.split(".")
-        layer.float8 = layer.compute_dtype == FLOAT8 and any(part.isdigit() for part in parents)
+        layer.float8 = layer.compute_dtype == FLOAT8 and is_in_block(name)
 
 
 def packed_linears(model: torch.nn.Module) -> dict[str, PackedLinear]:

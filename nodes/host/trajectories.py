@@ -54,6 +54,9 @@ def same_sampling(
     if scheduler not in SCHEDULERS:
         # older hosts let any text through
         raise ConfigError(f"scheduler is {scheduler!r}. Use one of {', '.join(SCHEDULERS)}.")
+    if not positive:
+        # the host would predict zeros of it, whatever the model
+        raise ConfigError("positive is empty: it holds no prompt. Connect CLIP Text Encode, or what else makes one.")
     if negative is None and cfg != 1.0:
         raise ConfigError(f"cfg is {cfg:g}, which needs a negative prompt. Connect negative, or set cfg to 1.")
     kinds = [_kind(patcher) for patcher in (reference, model)]

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .few_rows import COLUMNS
 from .four_bit_triton import WORD, _present, block_absmax, code_values, packed_words
 from .launch import Launcher, aligned, ceil_div
 
@@ -20,7 +21,7 @@ class Multiply:
     """
 
     rows: int = 4
-    words: int = 128
+    words: int = COLUMNS // 8  # whole ones alone: no column is masked
     warps: int = 1
     gather: bool = True
 

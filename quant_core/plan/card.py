@@ -19,7 +19,7 @@ class Card:
         free: at the moment.
         loaded: bytes of models on the device, which the host takes off when another needs the room.
         workspace: cuBLAS's own buffer.
-        reserve: bytes that the host leaves beside the transformer's weights, by precision.
+        reserve: bytes that the host leaves beside the transformer's weights, by precision and bytes of an activation.
         encoder_reserve: the same beside the text encoders' and the VAE's.
         least_share: the least share of the memory that the host gives to weights, whatever the reserve.
         whole: the host loads models whole, without looking at the room.
@@ -29,7 +29,7 @@ class Card:
         vae_on_cpu: the host decodes on the CPU.
         vae_dtype: of the VAE's weights and activations.
         decode_estimate: bytes by which the host judges how many pictures it decodes at once, for one picture.
-        int8: the device can multiply in 8 bit.
+        int8: the device can multiply in 8 bit; ``float8``: in float8.
         fused: our own kernels run on the device.
         first_use: bytes that CUDA's libraries will take for themselves when they are first used.
     """
@@ -40,7 +40,7 @@ class Card:
     free: int
     loaded: int
     workspace: int
-    reserve: Mapping[str, int]
+    reserve: Mapping[tuple[str, int], int]
     encoder_reserve: int
     least_share: float
     whole: bool
@@ -51,6 +51,7 @@ class Card:
     vae_dtype: torch.dtype
     decode_estimate: int
     int8: bool = True
+    float8: bool = True
     fused: bool = False
     first_use: int = 0
 

@@ -18,16 +18,21 @@ class Row:
     """One config's turns.
 
     Attributes:
-        usable: the device can run the precision.
+        lacks: the arithmetic that the device would need for it and has not, such as ``8 bit``; None for nothing.
     """
 
     label: str
     asked: bool
-    usable: bool
+    lacks: str | None
     sampling: Turn
     encoding: Turn
     decoding: Turn
     card: Card
+
+    @property
+    def usable(self) -> bool:
+        """Whether the device can run it."""
+        return self.lacks is None
 
     @property
     def needed(self) -> int:
@@ -88,7 +93,6 @@ def plan(
     rows = []
     for variant in variants:
         dtype, encoder_dtype = dtypes(variant)
-        usable = card.int8 or not variant.uses_int8
         turns = sampling(variant.transformer, tokens, dtype, card), encoding(variant.t5, encoder_dtype, card), decode
-        rows.append(Row(variant.label, variant.asked, usable, *turns, card))
+        rows.append(Row(variant.label, variant.asked, variant.lacks_of(card), *turns, card))
     return Plan(width, height, batch, tokens, card, rows)

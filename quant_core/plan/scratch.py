@@ -11,7 +11,9 @@ import math
 
 import torch
 
+from ..config import FLOAT8
 from ..kernels.four_bit import can_unpack
+from ..kernels.fp8 import can_multiply, is_in_block
 from ..source import Source
 from .weights import recipe
 
@@ -43,6 +45,14 @@ def linear_scratch(
     if config.precision == "int8":
         scratch = fused_int8_scratch if fused else int8_scratch
         return casts + scratch(shape, rows, config.int8_threshold, compute_dtype)
+    if (
+        fused
+        and source.config.compute_dtype == FLOAT8
+        and dtype == torch.bfloat16
+        and is_in_block(module)
+        and can_multiply(shape, config.blocksize)
+    ):
+        return float8_scratch(shape, rows)
     expands = config.double_quant and not (fused and can_unpack(shape, config.blocksize))
     return casts + four_bit_scratch(shape, config.blocksize, expands, compute_dtype)
 
@@ -59,6 +69,12 @@ def four_bit_scratch(shape: tuple[int, int], blocksize: int, expands: bool, dtyp
     """
     blocks = math.ceil(math.prod(shape) / blocksize)
     return math.prod(shape) * dtype.itemsize + (2 * FLOAT32 * blocks if expands else 0)
+
+
+def float8_scratch(shape: tuple[int, int], rows: int) -> int:
+    """The weight and the input in float8, with a scale for each of their rows."""
+    outputs, columns = shape
+    return (outputs + rows) * (columns + FLOAT32)
 
 
 def int8_scratch(shape: tuple[int, int], rows: int, threshold: float, dtype: torch.dtype) -> int:

@@ -78,7 +78,7 @@ def sampling(source: Source, tokens: Tokens, dtype: torch.dtype, card: Card) -> 
         scratch + card.workspace,
         moment.nbytes,
         moment.name,
-        card.reserve["int8" if source.uses_int8 else source.config.precision],
+        card.reserve["int8" if source.uses_int8 else source.config.precision, dtype.itemsize],
         card,
     )
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..checkpoint import Checkpoint
-from ..config import QuantConfig
+from ..config import FLOAT8, QuantConfig
 from ..source import Source, flux_source, t5_source
+from .card import Card
 
 # (precision, double_quant), from the closest to 16 bit to the least close
 QUALITY = (("none", False), ("int8", False), ("nf4", False), ("nf4", True), ("fp4", False), ("fp4", True))
@@ -31,6 +32,12 @@ class Variant:
     @property
     def uses_int8(self) -> bool:
         return self.transformer.uses_int8 or self.t5.uses_int8
+
+    def lacks_of(self, card: Card) -> str | None:
+        """The arithmetic that it needs and ``card`` has not."""
+        if self.uses_int8 and not card.int8:
+            return "8 bit"
+        return None if card.float8 or self.transformer.config.compute_dtype != FLOAT8 else "float8"
 
 
 def variants(

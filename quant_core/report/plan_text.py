@@ -18,7 +18,9 @@ def verdict(plan: Plan) -> str:
         left = readable(card.available - best.needed)
         return f"Best that fits whole: {best.label}. It needs {readable(best.needed)} and leaves {left}."
     if smallest is None:
-        return "No config can be used on this device."
+        lacks = " and ".join(sorted({row.lacks for row in plan.rows}))
+        remedy = " Set compute_dtype to auto." if "float8" in lacks else ""
+        return f"No config can be used: this device cannot multiply in {lacks}.{remedy}"
     turn = smallest.sampling
     if turn.offloaded:
         return (
@@ -63,7 +65,7 @@ def plan_text(plan: Plan) -> str:
 
 def _cells(name: str, turn: Turn, row: Row) -> tuple[str, ...]:
     if not row.usable:
-        return name, "this device cannot multiply in 8 bit"
+        return name, f"this device cannot multiply in {row.lacks}"
     parts = turn.weights.packed + turn.weights.plain + turn.rounding, turn.weights.statistics, turn.scratch
     numbers = (*parts, turn.activations, turn.peak, turn.resident, turn.offloaded)
     return name, *(readable(number) if number else "-" for number in numbers)

@@ -19,15 +19,17 @@ from quantflux.quant_core.source import flux_source
 
 
 @pytest.mark.parametrize("precision", ["none", "nf4"])
-def test_the_reserve_is_the_one_that_the_host_will_keep(flux_file, precision):
+@pytest.mark.parametrize("compute_dtype", [None, torch.float32])
+def test_the_reserve_is_the_one_that_the_host_will_keep(flux_file, precision, compute_dtype):
     memory = comfy.model_management
-    model = load_flux_model(flux_source(open_checkpoint(flux_file), QuantConfig(precision, compute_dtype=None))).model
+    source = flux_source(open_checkpoint(flux_file), QuantConfig(precision, compute_dtype=compute_dtype))
+    model = load_flux_model(source).model
     needed = model.memory_required([8, 16, 256, 256])
     expected = max(memory.minimum_inference_memory(), needed + memory.extra_reserved_memory())
-    dtype = model.manual_cast_dtype or model.get_dtype()
-    assert dtype == (torch.bfloat16 if memory.should_use_bf16(memory.get_torch_device()) else torch.float32)
+    dtype = host_card.activation_dtype(source)
+    assert dtype == (model.manual_cast_dtype or model.get_dtype())
     found = host_card.card(2048, 2048, 8)
-    assert found.reserve[precision] == int(expected)
+    assert found.reserve[precision, dtype.itemsize] == int(expected)
     assert found.encoder_reserve == int(memory.minimum_inference_memory())
 
 

@@ -258,6 +258,8 @@ def test_a_model_that_yields_no_numbers_is_told(models, flux_file):
 
 
 def test_what_cannot_be_used_is_told(models):
+    with pytest.raises(ConfigError, match="positive is empty"):
+        report(models["plain"], models["nf4"], positive=[])
     with pytest.raises(ConfigError, match="cfg is 2, which needs a negative prompt"):
         report(models["plain"], models["nf4"], cfg=2.0)
     with pytest.raises(ConfigError, match="scheduler is 'none'"):

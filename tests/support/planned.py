@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import torch
 from quantflux.quant_core.plan import Card, Plan, Row, plan, variants
@@ -10,6 +11,11 @@ from quantflux.quant_core.plan import Card, Plan, Row, plan, variants
 GIB, MIB = 2**30, 2**20
 RESERVE = int(0.8 * GIB) + 400 * MIB  # the host's, beside weights, on Linux
 BFLOAT16 = torch.bfloat16, torch.bfloat16
+
+
+def reserve(nbytes: int) -> dict[tuple[str, int], int]:
+    """The same beside every transformer."""
+    return dict.fromkeys(itertools.product(("none", "int8", "nf4", "fp4"), (2, 4)), nbytes)
 
 
 def a_card(free: float, **changes) -> Card:
@@ -21,7 +27,7 @@ def a_card(free: float, **changes) -> Card:
         free=int(free * GIB),
         loaded=0,
         workspace=32 * MIB,
-        reserve=dict.fromkeys(("none", "int8", "nf4", "fp4"), RESERVE),
+        reserve=reserve(RESERVE),
         encoder_reserve=RESERVE,
         least_share=0.0,
         whole=False,

@@ -3,7 +3,7 @@
 import numpy
 import pytest
 import torch
-from planned import a_card
+from planned import a_card, reserve
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.export import provenance_of, save_single_file
@@ -42,7 +42,7 @@ def without_vram(files, config=None):
         512,
         name="cuda:0 NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition : cudaMallocAsync",
         total=2**40,
-        reserve=dict.fromkeys(("none", "int8", "nf4", "fp4"), 0),
+        reserve=reserve(0),
         none=True,
     )
     found = variants(open_checkpoint(files["flux", "plain"]), open_checkpoint(files["t5", "plain"]), config)

@@ -3,7 +3,9 @@
 import pytest
 import torch
 from planned import GIB, a_card, planned, row
+from quantflux.quant_core.config import FLOAT8, QuantConfig
 from quantflux.quant_core.plan.residency import resident_nbytes
+from quantflux.quant_core.report.plan_chart import plan_chart
 from quantflux.quant_core.report.plan_text import plan_text, verdict
 
 
@@ -35,6 +37,20 @@ def test_what_the_device_cannot_multiply_is_not_proposed(full_size):
     found = planned(full_size, a_card(14, int8=False))
     assert found.best.label == "nf4"
     assert "cannot multiply in 8 bit" in plan_text(found)
+
+
+def test_float8_is_not_proposed_to_a_device_that_has_none(full_size):
+    config = QuantConfig("nf4", compute_dtype=FLOAT8)
+    found = planned(full_size, a_card(14, float8=False), config)
+    # the loader refuses it for every precision
+    assert found.best is found.smallest is None
+    assert verdict(found) == (
+        "No config can be used: this device cannot multiply in float8. Set compute_dtype to auto."
+    )
+    assert plan_chart(found).size[0] == 1024
+    rows = [line for line in plan_text(found).splitlines() if line.endswith("  this device cannot multiply in float8")]
+    assert len(rows) == 2 * len(found.rows)
+    assert planned(full_size, a_card(14), config).best.label == "int8 threshold 6"
 
 
 def test_without_vram_all_weights_are_offloaded(full_size):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from planned import GIB, MIB, a_card, planned, row
-from quantflux.quant_core.config import QuantConfig
+from quantflux.quant_core.config import FLOAT8, QuantConfig
 from quantflux.quant_core.layouts import quantize
 from quantflux.quant_core.linear import linear
 from quantflux.quant_core.plan.scratch import four_bit_scratch
@@ -35,6 +35,21 @@ def test_the_peak_of_sampling_is_the_measured_one_within_5_percent(full_size, va
     peaks = [record["peak_gib"] for record in recorded("2026-11-25-h100.jsonl") if record["variant"] == variant]
     assert peaks
     assert all(predicted / GIB == pytest.approx(peak, rel=0.05) for peak in peaks)
+
+
+@pytest.mark.parametrize(
+    "variant, config",
+    [
+        ("ours-nf4", QuantConfig("nf4")),
+        ("ours-nf4-fp8", QuantConfig("nf4", compute_dtype=FLOAT8)),
+        ("ours-int8-t0", QuantConfig("int8", int8_threshold=0.0)),
+        ("ours-int8-t6", QuantConfig("int8")),
+    ],
+)
+def test_the_peak_with_our_kernels_is_the_measured_one_within_half_a_percent(full_size, variant, config):
+    predicted = row(planned(full_size, a_card(138, fused=True), config), config.describe()).sampling.peak
+    (record,) = (r for r in recorded("2026-11-29-h200-own-kernels.jsonl") if r["variant"] == variant)
+    assert predicted / GIB == pytest.approx(record["peak_gib"], rel=0.005)
 
 
 def test_what_lives_beside_the_weights_is_the_measured_one_within_5_percent(full_size):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from planned import MIB, a_card, planned, row
+from quantflux.quant_core.config import FLOAT8, QuantConfig
 from quantflux.quant_core.plan.activations import Tokens
 from quantflux.quant_core.plan.scratch import int8_scratch
 
@@ -20,6 +21,18 @@ def test_small_pictures_are_limited_by_the_unpacked_weight(full_size):
     turn = row(planned(full_size, size=(256, 256, 1)), "nf4").sampling
     assert turn.moment == "single block, linear1"
     assert turn.scratch == 2 * 21504 * 3072 + 32 * MIB
+
+
+def test_in_float8_weights_and_inputs_take_a_byte_each_number(full_size):
+    config = QuantConfig("nf4", compute_dtype=FLOAT8)
+    found = planned(full_size, a_card(78.66, fused=True), config, (256, 256, 1))
+    turn = row(found, config.describe()).sampling
+    assert turn.moment == "single block, linear1"
+    rows = Tokens.of(256, 256, 1).all
+    assert turn.scratch == (21504 + rows) * (3072 + 4) + 32 * MIB
+    # without our kernels the products are bitsandbytes', in 16 bit
+    plain = row(planned(full_size, None, config, (256, 256, 1)), config.describe()).sampling
+    assert plain.scratch == 2 * 21504 * 3072 + 32 * MIB
 
 
 def test_odd_sizes_are_rounded_as_the_host_rounds_them():
