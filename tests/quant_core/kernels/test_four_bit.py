@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
-from interpreter import INTERPRETED, output_of_interpreted_tests
+from interpreter import INTERPRETED, run_interpreted
 from quantflux.quant_core import linear as products
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.kernels import triton_available
@@ -37,15 +37,6 @@ CONFIGS = [
 SHAPES = [(65, 384), (1, 256), (35, 1536)]
 
 
-@pytest.fixture
-def kernel_device() -> torch.device:
-    if GPU and triton_available(torch.device("cuda", 0)):
-        return torch.device("cuda", 0)
-    if INTERPRETED:
-        return torch.device("cpu")
-    pytest.skip("needs a CUDA GPU with Triton; run by test_the_kernels_hold_in_the_interpreter where there is none")
-
-
 @pytest.fixture(params=CONFIGS, ids=QuantConfig.describe)
 def config(request) -> QuantConfig:
     return request.param
@@ -60,8 +51,7 @@ def with_kernels(monkeypatch):
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the kernels are tested in this process")
 def test_the_kernels_hold_in_the_interpreter(tmp_path):
-    pytest.importorskip("triton", reason="needs Triton")
-    assert "needs a CUDA GPU with Triton" not in output_of_interpreted_tests(__file__, tmp_path)
+    run_interpreted(__file__, tmp_path)
 
 
 def arguments(weight, dtype) -> tuple:

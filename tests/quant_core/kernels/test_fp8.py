@@ -3,7 +3,7 @@
 import pytest
 import torch
 from comfy_kitchen.tensor import QuantizedTensor
-from interpreter import INTERPRETED, output_of_interpreted_tests
+from interpreter import INTERPRETED, run_interpreted
 from quantflux.quant_core import linear as products
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
@@ -25,8 +25,11 @@ from quantflux.quant_core.lora import LowRank
 from registered import registered_module
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+LEAST_CAPABILITY = (8, 9)
 GPU = torch.cuda.is_available()
-FLOAT8_GPU = GPU and torch.cuda.get_device_capability() >= (8, 9) and triton_available(torch.device("cuda", 0))
+FLOAT8_GPU = (
+    GPU and torch.cuda.get_device_capability() >= LEAST_CAPABILITY and triton_available(torch.device("cuda", 0))
+)
 CONFIGS = [
     QuantConfig("nf4"),
     QuantConfig("fp4"),
@@ -38,15 +41,6 @@ SHAPES = [(16, 256), (3, 768), (1, 1280)]
 needs_float8 = pytest.mark.skipif(not FLOAT8_GPU, reason="needs a GPU of compute capability 8.9 with Triton")
 
 
-@pytest.fixture
-def kernel_device() -> torch.device:
-    if FLOAT8_GPU:
-        return torch.device("cuda", 0)
-    if INTERPRETED:
-        return torch.device("cpu")
-    pytest.skip("needs a GPU of compute capability 8.9; run by test_the_kernels_hold_in_the_interpreter elsewhere")
-
-
 @pytest.fixture(params=CONFIGS, ids=QuantConfig.describe)
 def config(request) -> QuantConfig:
     return request.param
@@ -54,8 +48,7 @@ def config(request) -> QuantConfig:
 
 @pytest.mark.skipif(FLOAT8_GPU or INTERPRETED, reason="the kernels are tested in this process")
 def test_the_kernels_hold_in_the_interpreter(tmp_path):
-    pytest.importorskip("triton", reason="needs Triton")
-    assert "elsewhere" not in output_of_interpreted_tests(__file__, tmp_path, CUDA_VISIBLE_DEVICES="")
+    run_interpreted(__file__, tmp_path, CUDA_VISIBLE_DEVICES="")
 
 
 def arguments(weight) -> tuple:

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from interpreter import INTERPRETED, output_of_interpreted_tests
-from quantflux.quant_core.kernels import triton_available
+from interpreter import INTERPRETED, run_interpreted
 from quantflux.quant_core.kernels.int8_configs import MatmulConfig
 from quantflux.quant_core.kernels.int8_reference import int8_linear_reference, quantize_rows_reference
 
@@ -26,15 +25,6 @@ CONFIGS = {
 
 
 @pytest.fixture
-def kernel_device() -> torch.device:
-    if GPU and triton_available(torch.device("cuda", 0)):
-        return torch.device("cuda", 0)
-    if INTERPRETED:
-        return torch.device("cpu")
-    pytest.skip("needs a CUDA GPU with Triton; run by test_the_kernels_hold_in_the_interpreter where there is none")
-
-
-@pytest.fixture
 def config(request, kernel_device) -> MatmulConfig:
     config = CONFIGS[request.param]
     if config.kernel == "hopper" and INTERPRETED:
@@ -46,8 +36,7 @@ def config(request, kernel_device) -> MatmulConfig:
 
 @pytest.mark.skipif(GPU or INTERPRETED, reason="the kernels are tested in this process")
 def test_the_kernels_hold_in_the_interpreter(tmp_path):
-    pytest.importorskip("triton", reason="needs Triton")
-    assert "needs a CUDA GPU with Triton" not in output_of_interpreted_tests(__file__, tmp_path)
+    run_interpreted(__file__, tmp_path)
 
 
 def inputs(generator, dtype=DTYPE, tokens=TOKENS, columns=COLUMNS, outliers=(5, 77, 150)) -> torch.Tensor:
