@@ -46,7 +46,8 @@ def variants(
     config: QuantConfig | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Variant]:
-    """Every precision, from the closest to 16 bit to the least close; of a packed model only its own.
+    """Every precision, from the closest to 16 bit to the least close; of a packed model, or one that the skip list
+    leaves as it is, only its own.
 
     All else, such as blocksize and skip list, is as ``config`` has it. A config with a budget has a row of its own.
 
@@ -65,6 +66,9 @@ def variants(
         return [Variant(own.config.describe(), own, asked_t5, True)]
     packable = _packable(asked, transformer, flux_source)
     packable_t5 = asked_t5 if asked_t5.is_packed else _packable(asked_t5, t5, t5_source)
+    if not packable.packed and not packable_t5.packed:
+        # the skip list leaves nothing to quantize, at any precision
+        return [Variant(QuantConfig("none").describe(), asked, asked_t5, True)]
     found = []
     for precision, double_quant in QUALITY:
         own = dataclasses.replace(packable.config, precision=precision, double_quant=double_quant)

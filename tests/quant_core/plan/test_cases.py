@@ -36,6 +36,15 @@ def test_without_a_config_the_marked_row_is_what_each_loader_makes_of_its_file(f
     assert planned_nbytes(asked.t5) == planned_nbytes(t5_source(encoder))
 
 
+def test_where_everything_is_skipped_there_is_one_row(files):
+    transformer, t5 = (open_checkpoint(files[name, "plain"]) for name in ("flux", "t5"))
+    (only,) = variants(transformer, t5, QuantConfig("nf4", skip_modules=("*",)))
+    assert (only.label, only.asked) == ("16-bit", True)
+    assert not only.transformer.packed and not only.t5.packed
+    skipped_by_one = variants(transformer, t5, QuantConfig("nf4", skip_modules=("double_blocks", "single_blocks")))
+    assert len(skipped_by_one) > 1
+
+
 def without_vram(files, config=None):
     """A plan in which all weights are offloaded, on a card of a long name."""
     card = a_card(
