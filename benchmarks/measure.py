@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from points import Point, add_options, points
 
@@ -51,8 +51,12 @@ def start_host(flags: Sequence[str] = ()):
         setattr(comfy.cli_args.args, name.replace("-", "_"), float(value) if value else True)
 
 
-def sample(model, steps: int, point: Point, condition=None):
-    """Latents, and the seconds of each step, synchronised. Without a ``condition``, a random one."""
+def sample(model, steps: int, point: Point, condition=None, after_step: Callable[[int], None] = lambda step: None):
+    """Latents, and the seconds of each step, synchronised. Without a ``condition``, a random one.
+
+    Args:
+        after_step: called with the number of each step, whose time is not counted.
+    """
     import comfy.sample
     import torch
 
@@ -69,9 +73,9 @@ def sample(model, steps: int, point: Point, condition=None):
     def on_step(step, denoised, x, total):
         nonlocal last
         synchronize()
-        now = time.perf_counter()
-        seconds.append(now - last)
-        last = now
+        seconds.append(time.perf_counter() - last)
+        after_step(step)
+        last = time.perf_counter()
 
     result = comfy.sample.sample(
         model, noise, steps, 1.0, "euler", "simple", condition, condition, latent,
