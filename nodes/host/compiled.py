@@ -25,6 +25,8 @@ _HOST_KEY = "torch.compile"
 # Inputs of the host's FLUX and its blocks of which one dimension grows with the prompt. Marked, they are compiled for
 # all lengths at once; without, the second length would be compiled for anew.
 _PROMPT_DIMENSIONS = {"context": 1, "txt": 1, "x": 1, "pe": 2}
+# Noise levels, one more than steps, which a graph of the whole model looks at on some hosts.
+_SIGMAS = "sample_sigmas"
 _PIXELS = 8  # of a picture, for each of a latent
 
 
@@ -98,11 +100,11 @@ def _prepared(module: torch.nn.Module, regional: bool, progress: CompileProgress
 
     def prepared(*args, **kwargs):
         progress.begin_module()
-        inputs = {
-            name: value
-            for name, value in (dict(zip(names, args, strict=False)) | kwargs).items()
-            if isinstance(value, torch.Tensor)
-        }
+        given = dict(zip(names, args, strict=False)) | kwargs
+        inputs = {name: value for name, value in given.items() if isinstance(value, torch.Tensor)}
+        sigmas = (given.get("transformer_options") or {}).get(_SIGMAS)
+        if isinstance(sigmas, torch.Tensor) and sigmas.ndim:
+            torch._dynamo.maybe_mark_dynamic(sigmas, 0)
         if not regional:
             # x is the latents, whose second dimension is channels
             inputs.pop("x", None)

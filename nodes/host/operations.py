@@ -149,14 +149,14 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
 def in_parts(layers: Sequence[PackedLinear]) -> Iterator[None]:
     """Packed weights of ``layers`` as what a compiled graph takes cheaply, for the time of one call of it."""
     # not longer, nor through Module's own attributes: the parts would outlive the weight, and the latter takes long
-    shown = [layer for layer in layers if is_packed(layer._parameters["weight"])]
-    for layer in shown:
-        vars(layer)["parts"] = Parts.of(layer._parameters["weight"])
     try:
+        for layer in layers:
+            if is_packed(weight := layer._parameters["weight"]):
+                vars(layer)["parts"] = Parts.of(weight)
         yield
     finally:
-        for layer in shown:
-            del vars(layer)["parts"]
+        for layer in layers:
+            vars(layer).pop("parts", None)
 
 
 def operations(compute_dtype: torch.dtype | None) -> type:

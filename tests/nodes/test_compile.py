@@ -125,7 +125,7 @@ def test_compiled_graphs_take_packed_weights_in_parts_that_no_layer_keeps(models
 @pytest.mark.parametrize("config", CONFIGS[:3], ids=QuantConfig.describe)
 def test_what_the_hosts_own_node_compiles_predicts_the_same(models, config):
     own = models(config).clone()
-    # all that TorchCompileModel does, whose back ends are inductor and cudagraphs
+    # what TorchCompileModel does, whose back ends are inductor and cudagraphs; newer ones pass options, too
     set_torch_compile_wrapper(own, backend="aot_eager")
     assert relative_error(sample(own), sample(models(config))) < 1e-6
 
@@ -175,11 +175,12 @@ def test_sizes_of_pictures(models, dynamic, graphs):
     assert all("another size" in graph["because"] for graph in figures["graphs"][before + 2 :])
 
 
-def test_the_whole_model_is_one_graph_for_all_prompts(models):
+def test_the_whole_model_is_one_graph_for_all_prompts_and_steps(models):
     model = models()
     fast, figures = compiled(model, regional=False)
     assert relative_error(sample(fast), sample(model)) < 1e-6
     sample(fast, tokens=24)
+    sample(fast, steps=3)
     assert [graph["of"] for graph in figures["graphs"]] == ["Flux"] and figures["graph_breaks"] == {}
 
 
