@@ -8,9 +8,7 @@ from collections.abc import Hashable
 import torch
 
 ALIGNMENT = 16  # bytes; Triton compiles anew for pointers that are no multiples of it
-
-
-_GRAPHS_TAKE = ("num_warps", "num_stages")
+_GRAPHS_TAKE = ("num_warps", "num_stages")  # of a launch's options
 
 
 class Launcher:

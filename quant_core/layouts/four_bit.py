@@ -160,7 +160,8 @@ class FourBitLayout(QuantizedLayout):
         """
         params = weight._params
         if not x.numel():
-            return x.new_empty(*x.shape[:-1], params.orig_shape[0])  # bitsandbytes' kernel would end the process
+            # an H200's process ended in bitsandbytes' kernel (2026-11-30)
+            return x.new_empty(*x.shape[:-1], params.orig_shape[0])
         many = x.numel() > FUSED_ROWS * x.shape[-1]
         if many and float8 and x.dtype == torch.bfloat16 and can_multiply(params.orig_shape, params.blocksize):
             if triton_available(x.device):

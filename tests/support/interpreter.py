@@ -11,9 +11,7 @@ import pytest
 
 # Triton reads it when it is imported, so a process is either interpreted or not
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-
-
-NO_DEVICE = "no device for the kernel"  # as which its tests are skipped
+NO_DEVICE = "no device for the kernel"  # why tests are skipped that neither a GPU nor the interpreter can run
 
 
 def run_interpreted(file: str, folder: Path, **environment: str) -> None:
