@@ -8,13 +8,12 @@ from ..config import FLOAT8
 from ..errors import ConfigError
 from . import triton_available
 from .four_bit import can_unpack, code_table, expanded_absmax, unpacked_codes
-from .launch import on_device_of
+from .launch import IN_GRAPH_COLUMNS, on_device_of
 from .operator import operator
 
 LARGEST = 448.0  # of FLOAT8
 SMALLEST = 1e-30  # of a row's largest magnitude: its reciprocal stays finite
 MAX_COLUMNS = 16384  # a row is unpacked on the chip at once
-IN_GRAPH_COLUMNS = 4096
 MULTIPLE = 16  # of rows and columns, for cuBLAS
 MIN_COMPUTE_CAPABILITY = (8, 9)  # Ada: the first with float8 tensor cores
 
@@ -136,8 +135,7 @@ def _(packed, absmax, rows, columns, *others, **more):
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """As :func:`quantize_rows_reference`, by Triton.
 
-    In a compiled graph it is the reference where the rows are short: the compiler joins that with what made ``x``. Long
-    ones it would make twice.
+    In a compiled graph it is the reference where the rows are short: see ``IN_GRAPH_COLUMNS``.
     """
     if torch.compiler.is_compiling() and x.shape[1] <= IN_GRAPH_COLUMNS:
         return quantize_rows_reference(x)

@@ -6,13 +6,25 @@ import bitsandbytes  # noqa: F401, for its operators
 import torch
 
 from . import triton_available
+from .int8_configs import FEW_TOKENS
 from .int8_reference import FLOAT16_MAX
 from .operator import operator
+
+
+# as triton_available: not to be traced
+@torch.compiler.assume_constant_result
+def _ours_work(device: torch.device, outliers: bool) -> bool:
+    if not triton_available(device):
+        return False
+    from .int8_triton import plain_triton_works
+
+    return plain_triton_works(device, outliers)
 
 
 @operator(
     "quantflux::int8_linear",
     schema="(Tensor x, Tensor weight, Tensor scale, Tensor? bias, float threshold) -> Tensor",
+    in_graph=lambda x, weight, scale, bias, threshold: _ours_work(x.device, threshold > 0),
 )
 def int8_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, threshold: float
@@ -63,12 +75,27 @@ def _(y, x, weight, scale, threshold):
     return None
 
 
-def _ours_work(device: torch.device, outliers: bool) -> bool:
-    if not triton_available(device):
-        return False
-    from .int8_triton import plain_triton_works
+@operator(
+    "quantflux::int8_product",
+    schema="(Tensor codes, Tensor absmax, Tensor weight, Tensor scale, Tensor? bias, ScalarType dtype, "
+    "Tensor? x, Tensor? outliers, Tensor? gathered) -> Tensor",
+    in_graph=lambda codes, *others: codes.shape[0] <= FEW_TOKENS,
+)
+def int8_product(codes, absmax, weight, scale, bias, dtype, x, outliers, gathered):
+    """What is left of :func:`int8_linear` once the rows of ``x`` are quantized, by Triton or Gluon.
 
-    return plain_triton_works(device, outliers)
+    Compiled graphs take Triton's kernels, but not Gluon's, which multiply more than a few tokens on some cards.
+    """
+    from .int8_quantize import Outliers
+    from .int8_triton import product
+
+    apart = None if outliers is None else Outliers(outliers, gathered)
+    return product(codes, absmax, weight, scale, bias, dtype, x, apart)
+
+
+@int8_product.register_fake
+def _(codes, absmax, weight, scale, bias, dtype, x, outliers, gathered):
+    return torch.empty(codes.shape[0], weight.shape[0], dtype=dtype, device=codes.device)
 
 
 def _int8_linear_bitsandbytes(

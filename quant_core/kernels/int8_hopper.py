@@ -174,7 +174,7 @@ def matmul_hopper(
     absmax: torch.Tensor,
     scale: torch.Tensor,
     bias: torch.Tensor | None,
-    x: torch.Tensor,
+    x: torch.Tensor | None,
     outliers: Outliers | None,
     config: MatmulConfig,
     add: bool = False,
@@ -183,13 +183,13 @@ def matmul_hopper(
     (tokens, columns), rows = codes.shape, weight.shape[0]
     tiles = ceil_div(tokens, config.block_m) * ceil_div(rows, config.block_n)
     programs = min(tiles, config.persistent * processors(codes.device)) if config.persistent else tiles
-    set_apart = (outliers.columns, outliers.gathered) if outliers else (None, None)
+    x, x_stride, listed, gathered = (x, x.stride(0), *outliers) if outliers else (None, 0, None, None)
     _launch_matmul_hopper(
         programs,
         matmul_key(codes, weight, y, absmax, scale, bias, x, outliers, config, add),
         _descriptor(codes, config.block_m, config.block_k),
         _descriptor(weight, config.block_n, config.block_k),
-        y, absmax, scale, bias, x, x.stride(0), weight, *set_apart, tokens, rows, columns,
+        y, absmax, scale, bias, x, x_stride, weight, listed, gathered, tokens, rows, columns,
         add, config.block_m, config.block_n, config.block_k, config.group, OUTLIER_CAPACITY, OUTLIER_BLOCK,
         config.stages, config.warps,
         num_warps=config.warps,

@@ -109,10 +109,12 @@ def fits_bulk_copy(y: torch.Tensor, columns: int) -> bool:
 
 def matmul_key(codes, weight, y, absmax, scale, bias, x, outliers, config, add) -> tuple | None:
     """The launcher's key for the arguments of :func:`matmul`."""
-    if not aligned(codes, weight, y, absmax, scale, x) or not (bias is None or aligned(bias)):
+    given = [tensor for tensor in (codes, weight, y, absmax, scale, bias, x) if tensor is not None]
+    if not aligned(*given):
         return None
-    types = x.device.index, x.dtype, y.dtype, None if bias is None else bias.dtype
-    return types, *codes.shape, weight.shape[0], x.stride(0), outliers is None, config, add
+    # x, where it is given, has the dtype of y
+    types = y.device.index, y.dtype, None if bias is None else bias.dtype
+    return types, *codes.shape, weight.shape[0], None if x is None else x.stride(0), outliers is None, config, add
 
 
 def matmul(
@@ -122,7 +124,7 @@ def matmul(
     absmax: torch.Tensor,
     scale: torch.Tensor,
     bias: torch.Tensor | None,
-    x: torch.Tensor,
+    x: torch.Tensor | None,
     outliers: Outliers | None,
     config: MatmulConfig,
     add: bool = False,
@@ -131,16 +133,16 @@ def matmul(
 
     Args:
         absmax: float32, of each token; ``scale``: of each row of the weight.
-        x: what ``codes`` were quantized from ``(tokens, columns)``.
+        x: what ``codes`` were quantized from ``(tokens, columns)``; needed with ``outliers``.
         add: add to what is in ``y``.
     """
     tokens, columns = codes.shape
     rows = weight.shape[0]
     tiles = ceil_div(tokens, config.block_m) * ceil_div(rows, config.block_n)
-    set_apart = (outliers.columns, outliers.gathered) if outliers else (None, None)
+    x, x_stride, listed, gathered = (x, x.stride(0), *outliers) if outliers else (None, 0, None, None)
     key = matmul_key(codes, weight, y, absmax, scale, bias, x, outliers, config, add)
     _launch_matmul(
-        tiles, key, codes, weight, y, absmax, scale, bias, x, x.stride(0), *set_apart, tokens, rows, columns,
+        tiles, key, codes, weight, y, absmax, scale, bias, x, x_stride, listed, gathered, tokens, rows, columns,
         add, columns % config.block_k == 0, config.block_m, config.block_n, config.block_k,
         config.group, OUTLIER_CAPACITY, OUTLIER_BLOCK,
         num_warps=config.warps, num_stages=config.stages,

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from .launch import Launcher, aligned, ceil_div, power_of_2
+from .int8_reference import quantize_rows_reference
+from .launch import IN_GRAPH_COLUMNS, Launcher, aligned, ceil_div, power_of_2
 
 OUTLIER_BLOCK = 32  # columns that the product takes at a time
 OUTLIER_CAPACITY = 512  # columns that are gathered; more are multiplied from where they lie
@@ -40,7 +41,8 @@ def _quantize_rows(
     absmax = tl.max(tl.abs(value), axis=0)
     # the reciprocal first, as bitsandbytes' kernels on CPU and GPU do: 127 / absmax rounds differently
     scale = tl.where(absmax > 0, tl.math.div_rn(1.0, absmax) * 127.0, 0.0)
-    rounded = (value * scale + _ROUND) - _ROUND
+    # limited, which changes nothing, the product cannot be fused with the sum, where bitsandbytes rounds twice
+    rounded = (tl.minimum(value * scale, 127.0) + _ROUND) - _ROUND
     tl.store(codes + row * columns + column, rounded.to(tl.int8), mask=inside)
     tl.store(absmax_out + row, tl.where(broken > 0, float("nan"), absmax))
     if OUTLIERS:
@@ -99,8 +101,7 @@ _launch_quantize_rows = Launcher(_quantize_rows)
 _launch_gather_outliers = Launcher(_gather_outliers)
 
 
-@dataclass(frozen=True)
-class Outliers:
+class Outliers(NamedTuple):
     """Outlier columns in device memory.
 
     Attributes:
@@ -118,9 +119,12 @@ def quantize_rows(
 ) -> tuple[torch.Tensor, torch.Tensor, Outliers | None]:
     """The kernels' ``quantize_rows_reference`` of ``x (tokens, columns)``, whose rows may lie apart.
 
-    With a threshold it sets apart the outlier columns of ``x`` and of the int8 ``weight (rows, columns)``.
+    With a threshold it sets apart the outlier columns of ``x`` and of the int8 ``weight (rows, columns)``. Without, it
+    is the reference itself for short rows in a compiled graph: see ``IN_GRAPH_COLUMNS``.
     """
     tokens, columns = x.shape
+    if torch.compiler.is_dynamo_compiling() and threshold == 0 and columns <= IN_GRAPH_COLUMNS:
+        return quantize_rows_reference(x)
     rows, stride = weight.shape[0], x.stride(0)
     codes = torch.empty(tokens, columns, dtype=torch.int8, device=x.device)
     absmax = torch.empty(tokens, dtype=torch.float32, device=x.device)
@@ -136,11 +140,10 @@ def quantize_rows(
     warps = 4 if block <= 4096 else 8 if block <= 16384 else 16
     # the rest has just been allocated, which is on multiples of more
     key = (x.device.index, x.dtype, tokens, rows, columns, stride, threshold) if aligned(x, weight, scale) else None
-    # a multiplication and an addition fused would round once, where bitsandbytes rounds twice
     _launch_quantize_rows(
         tokens, key, x, stride, codes, absmax, state, outliers and outliers.columns, columns, threshold,
         threshold > 0, block, max(block // 4, min(block, 128)),
-        num_warps=warps, enable_fp_fusion=False,
+        num_warps=warps,
     )  # fmt: skip
     if outliers is None:
         return codes, absmax, None
@@ -159,9 +162,11 @@ _states: dict[tuple[int | None, int], torch.Tensor] = {}
 def _state(device: torch.device, columns: int) -> torch.Tensor:
     """int32 zeros, more than ``columns``: a flag for each, and a count of rows. A launch leaves them as zeros.
 
-    The launches of one stream come one after the other, so they share it. A graph that is captured has its own, because
-    it may be replayed beside them.
+    The launches of one stream come one after the other, so they share it. A graph, compiled or captured, has its own,
+    because it may run beside them.
     """
+    if torch.compiler.is_dynamo_compiling():
+        return torch.zeros(columns + 1, dtype=torch.int32, device=device)
     stream = 0
     if device.type == "cuda":  # else Triton's interpreter
         if torch.cuda.is_current_stream_capturing():

@@ -20,13 +20,16 @@ def quantize_rows_reference(
         ``(columns,)``, None without a threshold. A token with a NaN has a NaN for its absmax.
     """
     half = x.to(torch.float16).clamp(-FLOAT16_MAX, FLOAT16_MAX).float()
-    outlying = half.abs() >= threshold if threshold > 0 else torch.zeros_like(half, dtype=torch.bool)
-    half = half.masked_fill(outlying, 0)
-    absmax = half.abs().amax(dim=1)
+    outlying = half.abs() >= threshold if threshold > 0 else None
+    if outlying is not None:
+        half = half.masked_fill(outlying, 0)
+    absmax = half.abs().amax(dim=1, keepdim=True)
     scale = torch.where(absmax > 0, absmax.reciprocal() * 127, 0)
+    codes = (half * scale).round().nan_to_num().to(torch.int8)
+    if outlying is None:
+        return codes, absmax.squeeze(1), None
     columns = outlying.any(dim=0)
-    codes = (half * scale[:, None]).round().nan_to_num().to(torch.int8).masked_fill(columns, 0)
-    return codes, absmax, columns if threshold > 0 else None
+    return codes.masked_fill(columns, 0), absmax.squeeze(1), columns
 
 
 def int8_linear_reference(

@@ -7,10 +7,12 @@ import logging
 
 import torch
 
-from .int8_configs import FEW, HOPPER_SOME_WIDE, MatmulConfig, choose
+from .int8 import int8_product
+from .int8_configs import FEW, FEW_TOKENS, HOPPER_SOME_WIDE, MatmulConfig, choose
 from .int8_matmul import fits_bulk_copy, matmul
-from .int8_quantize import quantize_rows
+from .int8_quantize import Outliers, quantize_rows
 from .int8_reference import int8_linear_reference
+from .launch import on_device_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,31 +32,60 @@ def int8_linear_triton(
         y: ``(tokens, rows)``, contiguous, in the dtype of ``x``: the product is added to it.
         config: block shapes; by default those for the card and the sizes.
     """
-    weight, scale = weight.contiguous(), scale.contiguous()
+    dtype, weight, scale = x.dtype, weight.contiguous(), scale.contiguous()
     x = x if x.stride(-1) == 1 else x.contiguous()
-    out = x.new_empty(x.shape[0], weight.shape[0]) if y is None else y
     if x.shape[0] == 0:
-        return out
-    config = config or _config(x, weight, out, threshold > 0)
-    # Triton launches on the current device, which need not be that of the tensors
-    with torch.cuda.device_of(x):
+        return x.new_empty(0, weight.shape[0]) if y is None else y
+    if torch.compiler.is_dynamo_compiling() and threshold > 0:
+        # so that inductor writes x once, and not for each kernel that reads it
+        x = x.as_strided(x.shape, x.stride())
+    with on_device_of(x):
         codes, absmax, outliers = quantize_rows(x, weight, scale, threshold)
-        if config.kernel == "hopper":
-            from .int8_hopper import matmul_hopper as product
-        else:
-            product = matmul
-        product(codes, weight, out, absmax, scale, bias, x, outliers, config, add=y is not None)
+    x, listed, gathered = (x, *outliers) if outliers else (None, None, None)
+    if y is None and config is None:
+        return int8_product(codes, absmax, weight, scale, bias, dtype, x, listed, gathered)
+    return product(codes, absmax, weight, scale, bias, dtype, x, outliers, y, config)
+
+
+def product(
+    codes: torch.Tensor,
+    absmax: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+    dtype: torch.dtype,
+    x: torch.Tensor | None,
+    outliers: Outliers | None,
+    y: torch.Tensor | None = None,
+    config: MatmulConfig | None = None,
+) -> torch.Tensor:
+    """``(tokens, rows)`` in ``dtype``, of int8 ``codes (tokens, columns)`` and ``weight (rows, columns)``.
+
+    Args:
+        absmax, x, outliers: as ``int8_matmul.matmul`` takes them.
+        y: see :func:`int8_linear_triton`, as ``config``.
+    """
+    out = torch.empty(codes.shape[0], weight.shape[0], dtype=dtype, device=codes.device) if y is None else y
+    config = config or _config(codes, weight, out, outliers is not None)
+    if config.kernel == "hopper":
+        from .int8_hopper import matmul_hopper as multiply
+    else:
+        multiply = matmul
+    with on_device_of(codes):
+        multiply(codes, weight, out, absmax, scale, bias, x, outliers, config, add=y is not None)
     return out
 
 
-def _config(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, outliers: bool) -> MatmulConfig:
-    sizes = x.shape[0], *weight.shape, x.element_size()
-    config = _chosen(*sizes, x.device)
+def _config(codes: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, outliers: bool) -> MatmulConfig:
+    if codes.shape[0] <= FEW_TOKENS:
+        return FEW  # whatever the card: a compiled graph need not ask
+    sizes = codes.shape[0], *weight.shape, out.element_size()
+    config = _chosen(*sizes, codes.device)
     if config.kernel == "plain":
         return config
     fits = fits_bulk_copy(out, weight.shape[1]) and weight.data_ptr() % 16 == 0
-    if not fits or (config.kernel == "hopper" and not _gluon_works(x.device, outliers)):
-        return _chosen(*sizes, x.device, plain=True)
+    if not fits or (config.kernel == "hopper" and not _gluon_works(codes.device, outliers)):
+        return _chosen(*sizes, codes.device, plain=True)
     return config
 
 

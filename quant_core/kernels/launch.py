@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 import torch
 
 ALIGNMENT = 16  # bytes; Triton compiles anew for pointers that are no multiples of it
+# Rows of up to so many are quantized by what compiles a graph: it joins that with what makes them. Longer ones it would
+# make twice.
+IN_GRAPH_COLUMNS = 4096
+_HERE = contextlib.nullcontext()
 _GRAPHS_TAKE = ("num_warps", "num_stages")  # of a launch's options
 
 
@@ -41,7 +45,24 @@ class Launcher:
             return
         compiled = self.kernel[(programs,)](*arguments, **options)
         if key is not None and compiled is not None:  # the interpreter compiles nothing
-            self.launches[key] = compiled[programs, 1, 1]
+            self.launches[key] = _direct(compiled, programs)
+
+
+def _direct(compiled, programs: int) -> Callable[..., None]:
+    """``compiled[programs, 1, 1]`` for the current device, but for what Triton's profilers hook into.
+
+    Inductor launches Triton's kernels so, too.
+    """
+    import triton
+
+    driver = triton.runtime.driver.active
+    device, stream = driver.get_current_device(), driver.get_current_stream
+    run, function, metadata = compiled.run, compiled.function, compiled.packed_metadata
+
+    def launch(*arguments):
+        run(programs, 1, 1, stream(device), function, metadata, None, None, None, *arguments)
+
+    return launch
 
 
 def aligned(*tensors: torch.Tensor) -> bool:
@@ -56,7 +77,9 @@ def aligned(*tensors: torch.Tensor) -> bool:
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be that of the tensors. A compiled graph knows its own."""
-    return contextlib.nullcontext() if torch.compiler.is_dynamo_compiling() else torch.cuda.device_of(tensor)
+    if torch.compiler.is_dynamo_compiling() or not tensor.is_cuda:
+        return contextlib.nullcontext()
+    return _HERE if tensor.get_device() == torch.cuda.current_device() else torch.cuda.device_of(tensor)
 
 
 # Triton's own cdiv and next_power_of_2 are made for kernels, and take as long as a launch elsewhere.

@@ -71,6 +71,13 @@ def test_the_operators_are_sound(generator, device, packed, threshold):
     y = torch.randn(TOKENS, ROWS, generator=generator).bfloat16().to(device)
     torch.library.opcheck(torch.ops.quantflux.int8_linear.default, (x, weight, scale, bias, threshold))
     torch.library.opcheck(torch.ops.quantflux.int8_add_linear.default, (y, x, weight, scale, threshold))
+    if triton_available(device):
+        from quantflux.quant_core.kernels.int8_quantize import quantize_rows
+
+        codes, absmax, outliers = quantize_rows(x, weight, scale, threshold)
+        apart = (x, *outliers) if outliers else (None, None, None)
+        arguments = codes, absmax, weight, scale, bias, x.dtype, *apart
+        torch.library.opcheck(torch.ops.quantflux.int8_product.default, arguments)
 
 
 @pytest.mark.parametrize("threshold", [0.0, 6.0])

@@ -7,7 +7,7 @@ import pytest
 import torch
 from interpreter import INTERPRETED
 from quantflux.quant_core.config import QuantConfig
-from quantflux.quant_core.kernels.launch import aligned, ceil_div, power_of_2
+from quantflux.quant_core.kernels.launch import IN_GRAPH_COLUMNS, aligned, ceil_div, power_of_2
 from quantflux.quant_core.layouts import Parts, quantize
 from quantflux.quant_core.linear import linear
 from quantflux.quant_core.lora import LowRank
@@ -64,29 +64,54 @@ def test_a_key_stands_for_one_kernel(config, monkeypatch):
     assert hashes
 
 
-@on_a_gpu
-@pytest.mark.parametrize("tokens", (1, 300))
-@pytest.mark.parametrize("float8", (False, True))
-@pytest.mark.parametrize("config, inlined", [(CONFIGS[0], True), (CONFIGS[1], False)], ids=["plain", "nested"])
-def test_a_compiled_graph_starts_the_kernels_itself_where_that_keeps_their_bits(config, inlined, float8, tokens):
+def compiled_and_not(config, tokens, generator, columns=1024, float8=False) -> tuple[torch.Tensor, torch.Tensor, set]:
+    """A product by inductor and by our kernels alone, and which of our operators the graph kept."""
     operators = set()
 
     def inspecting(module, inputs):
         operators.update(str(node.target) for node in module.graph.nodes if "quantflux" in str(node.target))
         return compile_fx(module, inputs)
 
-    generator = torch.Generator().manual_seed(0)
-    weight = quantize(torch.randn(512, 1024, generator=generator).cuda(), config)
-    x = torch.randn(tokens, 1024, generator=generator).cuda().bfloat16()
+    weight = quantize(torch.randn(512, columns, generator=generator).cuda(), config)
+    x = torch.randn(tokens, columns, generator=generator)
+    x[:, 7] *= 8
     bias = torch.randn(512, generator=generator).cuda().bfloat16()
     torch._dynamo.reset()
     compiled = torch.compile(linear, backend=inspecting, fullgraph=True)
     with torch.inference_mode():
-        y, expected = (f(x, Parts.of(weight), bias, None, float8) for f in (compiled, linear))
+        y, expected = (f(x.cuda().bfloat16(), Parts.of(weight), bias, None, float8) for f in (compiled, linear))
+    return y, expected, operators
+
+
+def relative_error(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((actual - expected).float().norm() / expected.float().norm()).item()
+
+
+@on_a_gpu
+@pytest.mark.parametrize("tokens", (1, 300))
+@pytest.mark.parametrize("float8", (False, True))
+@pytest.mark.parametrize("config, inlined", [(CONFIGS[0], True), (CONFIGS[1], False)], ids=["plain", "nested"])
+def test_a_compiled_graph_starts_the_kernels_itself_where_that_keeps_their_bits(
+    config, inlined, float8, tokens, generator
+):
+    y, expected, operators = compiled_and_not(config, tokens, generator, float8=float8)
     if float8 and tokens > 1:
         # short rows of inputs are quantized by inductor, whose division does not round to nearest
-        assert (y - expected).float().norm() / expected.float().norm() < 5e-3
+        assert relative_error(y, expected) < 5e-3
     else:
         assert torch.equal(y, expected)
     # one row is a sum in itself: it has no bits to keep
     assert bool(operators) == (not inlined and tokens > 1)
+
+
+@on_a_gpu
+@pytest.mark.parametrize("tokens", (1, 300))
+@pytest.mark.parametrize("columns", (1024, 8192))
+@pytest.mark.parametrize("config", CONFIGS[2:], ids=QuantConfig.describe)
+def test_a_compiled_graph_quantizes_inputs_to_int8_itself(config, columns, tokens, generator):
+    y, expected, operators = compiled_and_not(config, tokens, generator, columns)
+    if columns <= IN_GRAPH_COLUMNS and not config.int8_threshold:
+        assert relative_error(y, expected) < 5e-3  # by inductor, as above
+    else:
+        assert torch.equal(y, expected)
+    assert operators == ({"quantflux.int8_product.default"} if tokens > 1 else set())
