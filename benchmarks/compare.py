@@ -57,7 +57,7 @@ def peers_files(variants: Sequence[str], checkpoint: str) -> Iterator[None]:
     """What some peers load instead of the checkpoint is made of it, and removed again."""
     made = []
     try:
-        for name in dict.fromkeys(variant.removesuffix("-compile") for variant in variants):
+        for name in dict.fromkeys(variant.partition("-compile")[0] for variant in variants):
             peer, _, kind = name.partition("-")
             if peer in ("gguf", "diffusers"):
                 # where this fails, so does the variant, and its record says that its file is missing

@@ -34,9 +34,9 @@ def ours(**fields) -> Loader:
     return load
 
 
-def compiled(load: Loader) -> Loader:
+def compiled(load: Loader, mode: str = "default") -> Loader:
     """The same behind the node Compile, block by block."""
-    return lambda path: QuantFluxCompile.execute(load(path), "inductor", "default", True, False, "auto").args[0]
+    return lambda path: QuantFluxCompile.execute(load(path), "inductor", mode, True, False, "auto").args[0]
 
 
 FP8 = {"dtype": torch.float8_e4m3fn}
@@ -58,5 +58,6 @@ EAGER: dict[str, Loader] = {
     "ours-int8-t6": ours(precision="int8", int8_threshold=6.0),
 }
 VARIANTS = EAGER | {f"{name}-compile": compiled(load) for name, load in EAGER.items()}
+VARIANTS |= {f"{name}-compile-graphs": compiled(load, "reduce-overhead") for name, load in EAGER.items()}
 for kind in ("bf16", "nf4", "int8"):
     VARIANTS |= {f"diffusers-{kind}": diffusers(kind), f"diffusers-{kind}-compile": diffusers(kind, compiled=True)}

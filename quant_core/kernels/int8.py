@@ -6,7 +6,7 @@ import bitsandbytes  # noqa: F401, for its operators
 import torch
 
 from . import triton_available
-from .int8_configs import FEW_TOKENS
+from .few_rows import MAX_ROWS
 from .int8_reference import FLOAT16_MAX
 from .operator import operator
 
@@ -24,7 +24,7 @@ def _ours_work(device: torch.device, outliers: bool) -> bool:
 @operator(
     "quantflux::int8_linear",
     schema="(Tensor x, Tensor weight, Tensor scale, Tensor? bias, float threshold) -> Tensor",
-    in_graph=lambda x, weight, scale, bias, threshold: _ours_work(x.device, threshold > 0),
+    in_graph=lambda x, weight, scale, bias, threshold: _ours_work(x.device, True if threshold > 0 else False),
 )
 def int8_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, threshold: float
@@ -79,12 +79,13 @@ def _(y, x, weight, scale, threshold):
     "quantflux::int8_product",
     schema="(Tensor codes, Tensor absmax, Tensor weight, Tensor scale, Tensor? bias, ScalarType dtype, "
     "Tensor? x, Tensor? outliers, Tensor? gathered) -> Tensor",
-    in_graph=lambda codes, *others: codes.shape[0] <= FEW_TOKENS,
+    in_graph=lambda codes, *others: codes.shape[0] <= MAX_ROWS,
 )
 def int8_product(codes, absmax, weight, scale, bias, dtype, x, outliers, gathered):
     """What is left of :func:`int8_linear` once the rows of ``x`` are quantized, by Triton or Gluon.
 
-    Compiled graphs take Triton's kernels, but not Gluon's, which multiply more than a few tokens on some cards.
+    A compiled graph takes Triton's kernels, which multiply modulation's few rows, but not Gluon's. It is another for as
+    few tokens as these, which no prompt has.
     """
     from .int8_quantize import Outliers
     from .int8_triton import product

@@ -31,7 +31,8 @@ def _quantize_rows(
     value = tl.minimum(tl.maximum(value, -_FLOAT16_MAX), _FLOAT16_MAX).to(tl.float16).to(tl.float32)
     arrived = -1
     if OUTLIERS:
-        outlying = tl.abs(value) >= threshold
+        # compiled graphs pass numbers in 64 bit
+        outlying = tl.abs(value) >= threshold.to(tl.float32)
         # several rows may write here, but all of them the same
         tl.store(state + column, 1, mask=outlying & inside)
         value = tl.where(outlying, 0.0, value)

@@ -11,6 +11,7 @@ import other_dits
 import pytest
 import torch
 import torch._dynamo
+import torch._dynamo.utils
 import torch._inductor.config
 from comfy.ldm.modules.attention import attention_pytorch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -134,6 +135,20 @@ def test_what_the_hosts_own_node_compiles_predicts_the_same(models, config):
 @pytest.mark.parametrize("config", CONFIGS + MORE_CONFIGS, ids=QuantConfig.describe)
 def test_inductor_compiles_once_for_prompts_and_loras(models, config):
     assert_compiles_once(models(config), "inductor")
+
+
+@on_a_gpu
+@pytest.mark.parametrize("config", [CONFIGS[0], CONFIGS[2]], ids=QuantConfig.describe)
+def test_cuda_graphs_copy_no_weights(models, config):
+    expected = sample(compiled(models(config), backend="inductor")[0], steps=4)
+    torch._dynamo.reset()
+    counted = torch._dynamo.utils.counters["inductor"]
+    counted.clear()
+    fast, _ = compiled(models(config), backend="inductor", mode="reduce-overhead")
+    assert relative_error(sample(fast, steps=4), expected) < 1e-3
+    weights = sum(len(plain_tensors(layer.weight)) for layer in packed_linears(fast.model.diffusion_model).values())
+    assert 0 < counted["cudagraph_recorded_non_static_inputs"] < weights
+    assert not counted["cudagraph_skips"]
 
 
 @pytest.mark.parametrize(
