@@ -32,7 +32,7 @@ def _quantize_rows(
     arrived = -1
     if OUTLIERS:
         # compiled graphs pass numbers in 64 bit
-        outlying = tl.abs(value) >= threshold.to(tl.float32)
+        outlying = tl.abs(value) >= tl.cast(threshold, tl.float32)
         # several rows may write here, but all of them the same
         tl.store(state + column, 1, mask=outlying & inside)
         value = tl.where(outlying, 0.0, value)
