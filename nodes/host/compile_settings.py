@@ -18,6 +18,7 @@ _PACKAGES = {"openxla": "torch_xla", "tvm": "tvm", "onnxrt": "onnxruntime"}
 # for finding faults: torch does not list them, but takes them
 _FAULT_FINDERS = ("aot_eager", "eager")
 _RECOMPILE_LIMIT = 64
+_NO_GRAPHS = "cudaMallocAsync"
 
 
 def _backends() -> tuple[str, ...]:
@@ -80,8 +81,16 @@ class CompileSettings:
         """Compile and run a small function on ``device``; the second time in a process costs nothing.
 
         Raises:
-            ConfigError: the back end is not there, or what it needs is missing: a compiler, Triton, a package.
+            ConfigError: the back end is not there, or what it needs is missing: a compiler, Triton, a package; CUDA
+                graphs with an allocator that has no room for them.
         """
+        if self.has_cuda_graphs and device.type == "cuda" and torch.cuda.get_allocator_backend() == _NO_GRAPHS:
+            wish = f"mode {self.mode}" if self.backend == INDUCTOR else f"backend {self.backend}"
+            raise ConfigError(
+                f"{wish} takes CUDA graphs, which PyTorch cannot keep in memory of {_NO_GRAPHS}, the allocator that "
+                "ComfyUI asks for. Start ComfyUI with --disable-cuda-malloc, or set mode to default or "
+                "max-autotune-no-cudagraphs and backend to inductor."
+            )
         with while_compiling():
             try:
                 torch.compile(_small, **self.arguments | {"fullgraph": True})(torch.ones(64, device=device))

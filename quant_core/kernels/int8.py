@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import bitsandbytes  # noqa: F401, for its operators
 import torch
 
 from . import triton_available
-from .few_rows import MAX_ROWS
 from .int8_reference import FLOAT16_MAX
 from .operator import operator
 
@@ -14,6 +15,11 @@ from .operator import operator
 # as triton_available: not to be traced
 @torch.compiler.assume_constant_result
 def _ours_work(device: torch.device, outliers: bool) -> bool:
+    return _ours_were_seen_to_work(device, outliers)
+
+
+@functools.cache
+def _ours_were_seen_to_work(device: torch.device, outliers: bool) -> bool:
     if not triton_available(device):
         return False
     from .int8_triton import plain_triton_works
@@ -73,30 +79,6 @@ def int8_add_linear(
 @int8_add_linear.register_fake
 def _(y, x, weight, scale, threshold):
     return None
-
-
-@operator(
-    "quantflux::int8_product",
-    schema="(Tensor codes, Tensor absmax, Tensor weight, Tensor scale, Tensor? bias, ScalarType dtype, "
-    "Tensor? x, Tensor? outliers, Tensor? gathered) -> Tensor",
-    in_graph=lambda codes, *others: codes.shape[0] <= MAX_ROWS,
-)
-def int8_product(codes, absmax, weight, scale, bias, dtype, x, outliers, gathered):
-    """What is left of :func:`int8_linear` once the rows of ``x`` are quantized, by Triton or Gluon.
-
-    A compiled graph takes Triton's kernels, which multiply modulation's few rows, but not Gluon's. It is another for as
-    few tokens as these, which no prompt has.
-    """
-    from .int8_quantize import Outliers
-    from .int8_triton import product
-
-    apart = None if outliers is None else Outliers(outliers, gathered)
-    return product(codes, absmax, weight, scale, bias, dtype, x, apart)
-
-
-@int8_product.register_fake
-def _(codes, absmax, weight, scale, bias, dtype, x, outliers, gathered):
-    return torch.empty(codes.shape[0], weight.shape[0], dtype=dtype, device=codes.device)
 
 
 def _int8_linear_bitsandbytes(

@@ -7,12 +7,13 @@ import logging
 
 import torch
 
-from .int8 import int8_product
+from .few_rows import MAX_ROWS
 from .int8_configs import FEW, FEW_TOKENS, HOPPER_SOME_WIDE, MatmulConfig, choose
 from .int8_matmul import fits_bulk_copy, matmul
 from .int8_quantize import Outliers, quantize_rows
 from .int8_reference import int8_linear_reference
 from .launch import on_device_of
+from .operator import operator
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,27 @@ def int8_linear_triton(
     return product(codes, absmax, weight, scale, bias, dtype, x, outliers, y, config)
 
 
+@operator(
+    "quantflux::int8_product",
+    schema="(Tensor codes, Tensor absmax, Tensor weight, Tensor scale, Tensor? bias, ScalarType dtype, "
+    "Tensor? x, Tensor? outliers, Tensor? gathered) -> Tensor",
+    in_graph=lambda codes, *others: codes.shape[0] <= MAX_ROWS,
+)
+def int8_product(codes, absmax, weight, scale, bias, dtype, x, outliers, gathered):
+    """What is left of ``int8_linear`` once the rows of ``x`` are quantized.
+
+    A compiled graph takes Triton's kernels, which multiply modulation's few rows, but not Gluon's. It is another for as
+    few tokens as these, which no prompt has.
+    """
+    apart = None if outliers is None else Outliers(outliers, gathered)
+    return product(codes, absmax, weight, scale, bias, dtype, x, apart)
+
+
+@int8_product.register_fake
+def _(codes, absmax, weight, scale, bias, dtype, x, outliers, gathered):
+    return torch.empty(codes.shape[0], weight.shape[0], dtype=dtype, device=codes.device)
+
+
 def product(
     codes: torch.Tensor,
     absmax: torch.Tensor,
@@ -67,10 +89,7 @@ def product(
     """
     out = torch.empty(codes.shape[0], weight.shape[0], dtype=dtype, device=codes.device) if y is None else y
     config = config or _config(codes, weight, out, outliers is not None)
-    if config.kernel == "hopper":
-        from .int8_hopper import matmul_hopper as multiply
-    else:
-        multiply = matmul
+    multiply = _gluon().matmul_hopper if config.kernel == "hopper" else matmul
     with on_device_of(codes):
         multiply(codes, weight, out, absmax, scale, bias, x, outliers, config, add=y is not None)
     return out
@@ -87,6 +106,14 @@ def _config(codes: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, outlie
     if not fits or (config.kernel == "hopper" and not _gluon_works(codes.device, outliers)):
         return _chosen(*sizes, codes.device, plain=True)
     return config
+
+
+@functools.cache
+def _gluon():
+    """Imported once: Python looks a module up for as long as a small product takes."""
+    from . import int8_hopper
+
+    return int8_hopper
 
 
 @functools.lru_cache(maxsize=4096)
