@@ -31,7 +31,8 @@ class QuantFluxCompile(io.ComfyNode):
                     options=list(MODES),
                     default=MODES[0],
                     tooltip="How hard inductor tries. max-autotune measures several kernels for each product, which "
-                    "takes minutes. reduce-overhead uses CUDA graphs, which take more memory.",
+                    "takes minutes. reduce-overhead and max-autotune use CUDA graphs, which need ComfyUI's option "
+                    "--disable-cuda-malloc.",
                 ),
                 io.Boolean.Input(
                     "regional",
