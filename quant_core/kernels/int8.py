@@ -30,6 +30,7 @@ def _ours_were_seen_to_work(device: torch.device, outliers: bool) -> bool:
 @operator(
     "quantflux::int8_linear",
     schema="(Tensor x, Tensor weight, Tensor scale, Tensor? bias, float threshold) -> Tensor",
+    # of a number that a graph takes as an input, only a branch makes a bool
     in_graph=lambda x, weight, scale, bias, threshold: _ours_work(x.device, True if threshold > 0 else False),
 )
 def int8_linear(

@@ -110,7 +110,7 @@ def _config(codes: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, outlie
 
 @functools.cache
 def _gluon():
-    """Imported once: Python looks a module up for as long as a small product takes."""
+    """Looked up once: an import takes a microsecond each time, and products come by the hundred."""
     from . import int8_hopper
 
     return int8_hopper
