@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 import torch._dynamo
 
 from ...quant_core.errors import ConfigError
+from ...quant_core.kernels.read_once import kernels_read_once
 
 INDUCTOR = "inductor"
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -104,15 +107,17 @@ class CompileSettings:
                 ) from error
 
 
-def while_compiling():
-    """The options of dynamo that compiling here needs, as a context manager."""
+@contextlib.contextmanager
+def while_compiling() -> Iterator[None]:
+    """The options of dynamo that compiling here needs."""
     options = {
         # LLM.int8() counts its outlier columns
         "capture_dynamic_output_shape_ops": True,
         # blocks of one class share their code: with LoRAs on some layers of some, there are many variants
         _first_known("recompile_limit", "cache_size_limit"): _RECOMPILE_LIMIT,
     }
-    return torch._dynamo.config.patch(options)
+    with torch._dynamo.config.patch(options), kernels_read_once():
+        yield
 
 
 def cause_of(error: BaseException) -> str:
