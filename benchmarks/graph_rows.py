@@ -60,7 +60,7 @@ def quantizer(form: str, way: str) -> Callable[[torch.Tensor], tuple[torch.Tenso
     if way == "input":
         return lambda rows: (rows,)
     if form == "float8":
-        return fp8._quantize_rows if way == "kernel" else fp8.quantize_rows_reference
+        return fp8.quantize_rows if way == "kernel" else fp8.quantize_rows_reference
     if way != "kernel":
         return lambda rows: int8_reference.quantize_rows_reference(rows)[:2]
     # the weight is asked for its number of rows alone
@@ -94,15 +94,15 @@ def main():
     parser.add_argument("--seconds", type=float, default=100, help="begin nothing new after so many")
     arguments = parser.parse_args()
     import triton
-    from quantflux.quant_core.kernels import int8_quantize, launch
+    from quantflux.quant_core.kernels import fp8, int8_quantize
 
     torch.manual_seed(0)
     report = Report(arguments.out, arguments.seconds)
     report.write(
         machine=torch.cuda.get_device_name(), versions={"torch": torch.__version__, "triton": triton.__version__}
     )
-    # else its kernel would leave short rows to inductor
-    int8_quantize.IN_GRAPH_COLUMNS = launch.IN_GRAPH_COLUMNS = 0
+    # else short rows would not reach the kernels
+    fp8.IN_GRAPH_COLUMNS = int8_quantize.IN_GRAPH_COLUMNS = 0
     ways = itertools.product((False, True), ("kernel", "joined", "written", "input"), ("float8", "int8"))
     device = torch.device("cuda")
     with torch.inference_mode():

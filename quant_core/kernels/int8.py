@@ -12,9 +12,14 @@ from .int8_reference import FLOAT16_MAX
 from .operator import operator
 
 
+def _ours_work(device: torch.device, threshold: float) -> bool:
+    # of a number that a graph takes as an input, only a branch makes a bool
+    return _ours_work_with(device, True if threshold > 0 else False)
+
+
 # as triton_available: not to be traced
 @torch.compiler.assume_constant_result
-def _ours_work(device: torch.device, outliers: bool) -> bool:
+def _ours_work_with(device: torch.device, outliers: bool) -> bool:
     return _ours_were_seen_to_work(device, outliers)
 
 
@@ -30,8 +35,7 @@ def _ours_were_seen_to_work(device: torch.device, outliers: bool) -> bool:
 @operator(
     "quantflux::int8_linear",
     schema="(Tensor x, Tensor weight, Tensor scale, Tensor? bias, float threshold) -> Tensor",
-    # of a number that a graph takes as an input, only a branch makes a bool
-    in_graph=lambda x, weight, scale, bias, threshold: _ours_work(x.device, True if threshold > 0 else False),
+    in_graph=lambda x, weight, scale, bias, threshold: _ours_work(x.device, threshold),
 )
 def int8_linear(
     x: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, threshold: float
@@ -46,7 +50,7 @@ def int8_linear(
     Source: Dettmers et al., LLM.int8(), https://arxiv.org/abs/2208.07339; ``bitsandbytes.MatMul8bitLt``.
     """
     rows = x.reshape(-1, x.shape[-1])
-    if _ours_work(x.device, threshold > 0):
+    if _ours_work(x.device, threshold):
         from .int8_triton import int8_linear_triton
 
         y = int8_linear_triton(rows, weight, scale, bias, threshold)
@@ -69,7 +73,7 @@ def int8_add_linear(
 ) -> None:
     """Add the product of ``int8_linear`` to ``y (..., rows)``, in place."""
     rows = x.reshape(-1, x.shape[-1])
-    if _ours_work(x.device, threshold > 0) and y.is_contiguous() and y.dtype == x.dtype:
+    if _ours_work(x.device, threshold) and y.is_contiguous() and y.dtype == x.dtype:
         from .int8_triton import int8_linear_triton
 
         int8_linear_triton(rows, weight, scale, None, threshold, y=y.view(-1, weight.shape[0]))

@@ -11,7 +11,6 @@ ALIGNMENT = 16  # bytes; Triton compiles anew for pointers that are no multiples
 # Rows of up to so many are quantized by what compiles a graph: it joins that with what makes them. Longer ones it would
 # make twice.
 IN_GRAPH_COLUMNS = 4096
-_HERE = contextlib.nullcontext()
 _GRAPHS_TAKE = ("num_warps", "num_stages")  # of a launch's options
 
 
@@ -77,9 +76,10 @@ def aligned(*tensors: torch.Tensor) -> bool:
 
 def on_device_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
     """Triton launches on the current device, which need not be that of the tensors. A compiled graph knows its own."""
-    if torch.compiler.is_dynamo_compiling() or not tensor.is_cuda:
+    in_graph = torch.compiler.is_dynamo_compiling()
+    if in_graph or not tensor.is_cuda or tensor.get_device() == torch.cuda.current_device():
         return contextlib.nullcontext()
-    return _HERE if tensor.get_device() == torch.cuda.current_device() else torch.cuda.device_of(tensor)
+    return torch.cuda.device_of(tensor)
 
 
 # Triton's own cdiv and next_power_of_2 are made for kernels, and take as long as a launch elsewhere.

@@ -46,13 +46,11 @@ def _key(kernel, arguments: Mapping[str, object]) -> Hashable | None:
     described = []
     for name, value in arguments.items():
         if isinstance(value, _NUMBERS):
-            value = None
-            kind = "symbol"
+            described.append((name, "symbol"))
         elif hasattr(value, "dtype"):
-            kind, value = "tensor", value.dtype
+            described.append((name, "tensor", value.dtype))
         else:
-            kind = type(value)  # 1, 1.0 and True are equal
-        described.append((name, kind, value))
+            described.append((name, type(value), value))  # 1, 1.0 and True are equal
     key = kernel, tuple(described)
     try:
         hash(key)

@@ -20,6 +20,7 @@ from flux_predictions import relative_error
 from host_models import with_loras
 from quantflux.nodes.compile import QuantFluxCompile
 from quantflux.nodes.dequantize import QuantFluxDequantize
+from quantflux.nodes.host.compile_settings import while_compiling
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.host.operations import operations, packed_linears
 from quantflux.nodes.quantize import QuantFluxQuantize
@@ -28,6 +29,7 @@ from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
 from quantflux.quant_core.layouts import is_packed, plain_tensors, quantize
 from quantflux.quant_core.source import flux_source
+from torch._higher_order_ops import triton_kernel_wrap
 
 CONFIGS = [
     QuantConfig("nf4"),
@@ -312,7 +314,13 @@ def test_values_that_are_no_choice_are_refused(models, inputs, message):
     assert str(error.value).startswith(message)
 
 
-@pytest.mark.skipif(has_accelerator(), reason="on a CPU inductor needs a C++ compiler")
+def test_kernels_are_read_once_while_compiling():
+    original = triton_kernel_wrap.generate_ttir
+    with while_compiling():
+        assert triton_kernel_wrap.generate_ttir is not original
+    assert triton_kernel_wrap.generate_ttir is original
+
+
 @pytest.mark.parametrize("inputs", [{"backend": "inductor", "mode": "reduce-overhead"}, {"backend": "cudagraphs"}])
 def test_cuda_graphs_are_refused_where_the_allocator_cannot_hold_them(models, inputs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
@@ -322,6 +330,7 @@ def test_cuda_graphs_are_refused_where_the_allocator_cannot_hold_them(models, in
         compiled(model, **inputs)
 
 
+@pytest.mark.skipif(has_accelerator(), reason="on a CPU inductor needs a C++ compiler")
 def test_a_missing_compiler_is_told_by_the_node(models, monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with (
