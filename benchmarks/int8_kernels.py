@@ -40,6 +40,8 @@ CASES = {
     "single mod": (1, 9216, 3072, 38),
 }
 
+KITCHEN = ("cuda", "triton")  # back ends of comfy-kitchen; the CUDA one is in its larger wheel alone
+
 
 def plain(m, n, k, warps, stages, **more) -> MatmulConfig:
     return MatmulConfig(m, n, k, warps, stages, **more)
@@ -224,6 +226,7 @@ class Case:
 
     def peers(self):
         from quantflux.quant_core.kernels.int8 import _int8_linear_bitsandbytes
+        from quantflux.quant_core.kernels.int8_reference import int8_linear_reference
 
         x, bias = self.x[0], self.bias
         self.measure("bf16", lambda i: torch.nn.functional.linear(x, self.weights[i][0], bias))
@@ -238,7 +241,16 @@ class Case:
         except ImportError:
             return
         scales = [scale / 127 for _, _, scale in self.weights]
-        self.measure("comfy-kitchen", lambda i: comfy_kitchen.int8_linear(x, self.weights[i][1], scales[i], bias))
+        reference = int8_linear_reference(x, *self.weights[0][1:], bias, 0.0)
+        for name, status in comfy_kitchen.list_backends().items():
+            if status["available"] and "int8_linear" in status["capabilities"] and name in KITCHEN:
+
+                def product(i: int) -> torch.Tensor:
+                    return comfy_kitchen.int8_linear(x, self.weights[i][1], scales[i], bias)
+
+                with comfy_kitchen.use_backend(name):
+                    error = relative_error(product(0), reference)
+                    self.measure(f"comfy-kitchen {name}", product, rel_err=round(error, 6))
 
     def ours(self, configs: list[MatmulConfig]) -> dict[float, MatmulConfig]:
         """Measure the parts, the operator and each configuration; return the fastest at either threshold."""
@@ -274,7 +286,8 @@ class Case:
         return best
 
 
-SHOWN = ("bf16", "bitsandbytes t0", "bitsandbytes t6", "comfy-kitchen", "quantize t0", "quantize t6") + (
+SHOWN = ("bf16", "bitsandbytes t0", "bitsandbytes t6", "comfy-kitchen triton", "comfy-kitchen cuda") + (
+    "quantize t0", "quantize t6",
     "ours t0", "ours t6", "ours t6, 8 outliers", "ours t6, 64 outliers", "best t0", "best t6",
 )  # fmt: skip
 

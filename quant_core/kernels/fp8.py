@@ -133,28 +133,18 @@ def _(packed, absmax, rows, columns, *others, **more):
 
 
 def quantize_rows(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """As :func:`quantize_rows_reference`, by Triton.
-
-    In a compiled graph it is the reference where the rows are short: see ``IN_GRAPH_COLUMNS``.
-    """
-    if torch.compiler.is_compiling() and x.shape[1] <= IN_GRAPH_COLUMNS:
+    """As :func:`quantize_rows_reference`, by Triton; in a compiled graph it is the reference."""
+    if torch.compiler.is_compiling():
+        if x.shape[1] > IN_GRAPH_COLUMNS:
+            # so that inductor writes x, and does not make it once for the scales and once for the codes
+            x = x.as_strided(x.shape, x.stride())
         return quantize_rows_reference(x)
-    return _quantize_rows(x)
-
-
-@operator("quantflux::quantize_rows", "(Tensor x) -> (Tensor, Tensor)", in_graph=lambda x: True)
-def _quantize_rows(x):
     from . import fp8_triton as kernels
 
     out, scale = _rows_like(x, *x.shape)
     with on_device_of(x):
         kernels.quantize_rows(x if x.stride(-1) == 1 else x.contiguous(), out, scale)
     return out, scale
-
-
-@_quantize_rows.register_fake
-def _(x):
-    return _rows_like(x, *x.shape)
 
 
 def scaled_mm(

@@ -105,6 +105,13 @@ def test_a_compiled_graph_starts_the_kernels_itself_where_that_keeps_their_bits(
 
 
 @on_a_gpu
+def test_a_compiled_graph_quantizes_long_rows_to_float8_itself(generator):
+    y, expected, operators = compiled_and_not(CONFIGS[0], 300, generator, 2 * IN_GRAPH_COLUMNS, float8=True)
+    assert relative_error(y, expected) < 5e-3
+    assert not operators
+
+
+@on_a_gpu
 @pytest.mark.parametrize("tokens", (1, 300))
 @pytest.mark.parametrize("columns", (1024, 8192))
 @pytest.mark.parametrize("config", CONFIGS[2:], ids=QuantConfig.describe)
