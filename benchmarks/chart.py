@@ -1,6 +1,7 @@
 """Draws what compare.py measured: ratios to stock bf16 as bars, and how a step grows, if it was measured, as lines.
 
 python benchmarks/chart.py results.jsonl docs/speed.png
+python benchmarks/chart.py --lines growth.jsonl docs/growth.png
 """
 
 from __future__ import annotations
@@ -190,26 +191,37 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
     return whole
 
 
-def draw(results: str, picture: str):
-    """Read JSON lines of ``compare.py`` and save a PNG.
+def draw(results: Sequence[str], picture: str, lines_alone: bool = False):
+    """Read JSON lines of one or more runs of ``compare.py`` and save a PNG.
 
     Raises:
-        ValueError: no line has a ratio of stock bf16.
+        ValueError: no line has a ratio of stock bf16; or ``lines_alone``, and nothing was varied.
     """
-    with open(results) as file:
-        records = [json.loads(line) for line in file]
+    records = []
+    for path in results:
+        with open(path) as file:
+            records += [json.loads(line) for line in file]
     if BASELINE not in medians(records):
-        raise ValueError(f"{results} has no line of {BASELINE} with a ratio: only what compare.py writes can be drawn.")
-    grown = growth(records)
-    stacked([bars(records), *([grown] if grown else [])]).save(picture, optimize=True)
+        raise ValueError(
+            f"{', '.join(results)}: no line of {BASELINE} with a ratio. Only what compare.py writes can be drawn."
+        )
+    pictures = [] if lines_alone else [bars(records)]
+    if grown := growth(records):
+        pictures.append(grown)
+    if not pictures:
+        raise ValueError(f"{', '.join(results)}: one point alone, so there are no lines to draw.")
+    stacked(pictures).save(picture, optimize=True)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("results", help="JSON lines of compare.py")
+    parser.add_argument(
+        "results", nargs="+", help="JSON lines of compare.py; of several runs if their points are the same"
+    )
     parser.add_argument("picture")
+    parser.add_argument("--lines", action="store_true", help="how a step grows alone")
     arguments = parser.parse_args()
-    draw(arguments.results, arguments.picture)
+    draw(arguments.results, arguments.picture, arguments.lines)
 
 
 if __name__ == "__main__":

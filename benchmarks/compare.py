@@ -139,7 +139,7 @@ def main():
                         record["ratio"] = record["step_s"] / baseline[place]
                 records.add(record | {"round": round_number})
     records.finish(table)
-    draw(arguments.out, os.path.splitext(arguments.out)[0] + ".png")
+    draw([arguments.out], os.path.splitext(arguments.out)[0] + ".png")
 
 
 if __name__ == "__main__":

@@ -107,6 +107,15 @@ def issuing(model) -> Iterator[list[tuple[float, float]]]:
         del inner.apply_model
 
 
+def python_seconds() -> float:
+    """What a fixed piece of Python takes. On a processor that others share it may take twice as long for a while, and
+    then so does issuing."""
+    start, kept = time.perf_counter(), {}
+    for i in range(20000):
+        kept[i & 255] = (i, None)
+    return time.perf_counter() - start
+
+
 def kernel_seconds(model, point: Point) -> float:
     """What the kernels of a step take on the GPU, one after the other."""
     import torch
@@ -153,8 +162,9 @@ def measured(model, point: Point, arguments: argparse.Namespace, thorough: bool)
 
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
+    python = []
     with issuing(model) as issued:
-        result, seconds = sample(model, arguments.steps, point)
+        result, seconds = sample(model, arguments.steps, point, after_step=lambda step: python.append(python_seconds()))
     steady = seconds[2:] or seconds
     issue, ran = zip(*(issued[2:] or issued), strict=True)
     reference = arguments.references and os.path.join(arguments.references, f"{point}.pt")
@@ -164,6 +174,7 @@ def measured(model, point: Point, arguments: argparse.Namespace, thorough: bool)
         "step_max_s": max(steady),
         "issue_s": statistics.median(issue),
         "issue_thread_s": statistics.median(ran),
+        "python_s": statistics.median(python),
         "first_step_s": seconds[0],
         "peak_gib": peak_gib(),
         "finite": bool(result.isfinite().all()),

@@ -7,6 +7,7 @@ import chart
 import compare
 import pytest
 from comfy_host import REPOSITORY
+from PIL import Image
 from points import Point, add_options, options, points
 from quantflux.quant_core.report.drawing import BLUE, MARGIN, ORANGE, WIDTH
 
@@ -104,7 +105,21 @@ def test_lines_are_drawn_of_what_was_varied_only():
 
 def test_published_results_can_be_drawn_and_others_are_told(tmp_path):
     path = tmp_path / "chart.png"
-    chart.draw(OLD, path)
+    chart.draw([OLD], path)
     assert path.read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="peers.jsonl has no line of stock-bf16 with a ratio"):
-        chart.draw(OLD.with_name("2026-11-23-h100-peers.jsonl"), path)
+    with pytest.raises(ValueError, match="one point alone, so there are no lines"):
+        chart.draw([OLD], path, lines_alone=True)
+    with pytest.raises(ValueError, match="peers.jsonl: no line of stock-bf16 with a ratio"):
+        chart.draw([OLD.with_name("2026-11-23-h100-peers.jsonl")], path)
+
+
+def test_runs_are_drawn_together_and_lines_alone(tmp_path):
+    both, growth, lines = (tmp_path / f"{name}.png" for name in ("both", "growth", "lines"))
+    results = [OLD.with_name(f"2026-11-30-h200-{name}.jsonl") for name in ("own-gelu", "peers", "growth")]
+    chart.draw(results[:2], both)
+    chart.draw(results[2:], growth)
+    chart.draw(results[2:], lines, lines_alone=True)
+    written = [line for result in results[:2] for line in result.read_text().splitlines()]
+    rows = len({json.loads(line)["variant"] for line in written})
+    assert Image.open(both).height > chart.ROW * rows
+    assert Image.open(growth).height > Image.open(lines).height + chart.ROW
