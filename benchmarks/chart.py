@@ -197,19 +197,17 @@ def draw(results: Sequence[str], picture: str, lines_alone: bool = False):
     Raises:
         ValueError: no line has a ratio of stock bf16; or ``lines_alone``, and nothing was varied.
     """
-    records = []
+    records, names = [], ", ".join(map(str, results))
     for path in results:
         with open(path) as file:
             records += [json.loads(line) for line in file]
     if BASELINE not in medians(records):
-        raise ValueError(
-            f"{', '.join(results)}: no line of {BASELINE} with a ratio. Only what compare.py writes can be drawn."
-        )
+        raise ValueError(f"{names}: no line of {BASELINE} with a ratio. Only what compare.py writes can be drawn.")
     pictures = [] if lines_alone else [bars(records)]
     if grown := growth(records):
         pictures.append(grown)
     if not pictures:
-        raise ValueError(f"{', '.join(results)}: one point alone, so there are no lines to draw.")
+        raise ValueError(f"{names}: one point alone, so there are no lines to draw.")
     stacked(pictures).save(picture, optimize=True)
 
 
