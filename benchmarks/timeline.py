@@ -4,17 +4,22 @@
         --out benchmarks/results/timeline.jsonl
 
 Each variant is a fresh process. Its first steps, which compile and load, are not counted; those that are, are profiled.
+With ``--gaps`` two more are, together with the processor, which makes them longer: what it did while the GPU idled
+longest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import tempfile
 from collections import Counter
 from collections.abc import Sequence
 
-from measure import BASELINE, issuing, sample, start_host, synchronize
+from gaps import longest_gaps
+from measure import BASELINE, PROFILED_STEPS, issuing, sample, start_host, synchronize
 from points import Point
 from records import Records, RunFailed, in_fresh_process, markdown, only
 
@@ -30,6 +35,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a 16-bit FLUX file; random_flux.py makes one")
     parser.add_argument("--variants", default=BASELINE, help="of variants.py")
     parser.add_argument("--size", type=int, default=Point.size)
+    parser.add_argument("--gaps", action="store_true", help="also what the processor did while the GPU idled longest")
     parser.add_argument("--out", help="JSON lines, one variant each; a Markdown table goes beside")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -92,13 +98,31 @@ def run_once(arguments: argparse.Namespace):
         "profiled_step_s": statistics.median(seconds[SKIPPED:]),
         "issue_s": statistics.median(wall for wall, _ in issued[2:SKIPPED]),
     }
-    print(json.dumps(record | summary(kernels, PROFILED)), flush=True)
+    record |= summary(kernels, PROFILED)
+    if arguments.gaps:
+        with torch.inference_mode():
+            record["longest_gaps"] = longest_gaps(traced(model, Point(arguments.size)))
+    print(json.dumps(record), flush=True)
+
+
+def traced(model, point: Point) -> dict:
+    """What torch's profiler saw of steps on the GPU and on the processor, Python's functions included."""
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], with_stack=True) as profiler:
+        sample(model, PROFILED_STEPS, point)
+        synchronize()
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "trace.json")
+        profiler.export_chrome_trace(path)
+        with open(path) as file:
+            return json.load(file)
 
 
 def run(arguments: argparse.Namespace, variant: str) -> dict:
     try:
-        words = arguments.checkpoint, "--once", variant, "--size", arguments.size
-        return only(in_fresh_process("timeline.py", *words))
+        words = [arguments.checkpoint, "--once", variant, "--size", arguments.size]
+        return only(in_fresh_process("timeline.py", *words, *(["--gaps"] if arguments.gaps else [])))
     except RunFailed as failure:
         return {"variant": variant, "error": str(failure)}
 

@@ -1,6 +1,11 @@
-"""What is made of the kernels that a profiler saw."""
+"""What is made of the kernels that a profiler saw, and of what the processor did meanwhile."""
 
+import json
+
+import gaps
 import timeline
+import torch
+from torch.profiler import ProfilerActivity, profile
 
 
 def test_gaps_are_where_no_kernel_runs_and_overlaps_count_once():
@@ -17,3 +22,47 @@ def test_gaps_are_where_no_kernel_runs_and_overlaps_count_once():
 
 def test_no_kernels_are_no_time():
     assert timeline.summary([], steps=1)["busy_ms"] == 0
+
+
+def event(category, begin, end, name, thread=1) -> dict:
+    return {"ph": "X", "cat": category, "ts": begin, "dur": end - begin, "name": name, "tid": thread}
+
+
+def test_pieces_of_time_are_named_by_what_is_innermost():
+    nested = [(0, 100, "a"), (10, 60, "b"), (20, 30, "c"), (30, 40, "d"), (120, 130, "e")]
+    assert list(gaps.innermost(nested)) == [
+        (0, 10, "a"), (10, 20, "b"), (20, 30, "c"), (30, 40, "d"), (40, 60, "b"), (60, 100, "a"), (120, 130, "e"),
+    ]  # fmt: skip
+
+
+def test_a_gap_tells_what_the_issuing_thread_ran_itself():
+    trace = {
+        "traceEvents": [
+            event("kernel", 0, 100, "first", thread=7),
+            event("kernel", 50, 80, "within", thread=8),
+            event("gpu_memcpy", 400, 410, "copy", thread=7),
+            event("kernel", 415, 500, "last", thread=7),
+            event("python_function", 0, 450, "step"),
+            event("python_function", 90, 390, "sampler.py(3): look"),
+            event("cuda_runtime", 200, 380, "cudaMemGetInfo"),
+            event("cuda_runtime", 395, 399, "cudaMemcpyAsync"),
+            event("cuda_runtime", 150, 390, "another thread's", thread=2),
+            {"ph": "f", "cat": "ac2g", "ts": 1, "tid": 1, "name": "arrow"},
+        ]
+    }
+    longest, shortest = gaps.longest_gaps(trace)
+    assert (longest["us"], longest["after"], longest["before"]) == (300, "first", "copy")
+    told = [["cudaMemGetInfo", 180], ["sampler.py(3): look", 110], ["step", 6], ["cudaMemcpyAsync", 4]]
+    assert longest["meanwhile"] == told
+    assert shortest["us"] == 5 and shortest["meanwhile"] == [["step", 5]]
+
+
+def test_the_trace_of_the_profiler_is_read(tmp_path):
+    def look():
+        return torch.ones(8).add_(1)
+
+    with profile(activities=[ProfilerActivity.CPU], with_stack=True) as profiler:
+        look()
+    profiler.export_chrome_trace(str(tmp_path / "trace.json"))
+    names = [name for *_, name in gaps.spans(json.loads((tmp_path / "trace.json").read_text()), gaps.ON_CPU)]
+    assert "aten::add_" in names and any(name.endswith("): look") for name in names)
