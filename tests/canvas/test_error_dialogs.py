@@ -28,8 +28,9 @@ def files(visitor, host, tmp_path_factory):
     )
     visitor.new_workflow()
     visitor.page.mouse.click(900, 600)
-    with visitor.page.expect_response(lambda answer: answer.url.endswith("/object_info")):
-        visitor.page.keyboard.press("r")
+    visitor.page.keyboard.press("r")
+    visitor.wait_for_choice(TRANSFORMER, "model_name", PACKED)
+    visitor.wait_for_choice(T5, "t5_name", next(iter(NO_T5)))
 
 
 @pytest.fixture

@@ -117,6 +117,17 @@ class CanvasUser:
         self.page.mouse.click(*self.page.evaluate("([name, key]) => user.middle(name, key)", [node, key]))
         self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True).click()
 
+    def wait_for_choice(self, node_type: str, key: str, value: str) -> None:
+        """Until a node that is placed now has `value` in a combo's list, which the frontend reads anew some time after
+        it has been asked to."""
+        self.page.wait_for_function(
+            """([type, key, value]) => {
+                const { values } = LiteGraph.createNode(type).widgets.find(widget => widget.name === key).options
+                return (typeof values === "function" ? values() : values).includes(value)
+            }""",
+            arg=[node_type, key, value],
+        )
+
     def write(self, node: str, key: str, text: str) -> None:
         """Write into a text field, by the keyboard, in place of what is there."""
         field = self.page.evaluate_handle("([name, key]) => user.widget(name, key).element", [node, key]).as_element()
