@@ -10,6 +10,7 @@ from ...quant_core.config import FLOAT8
 from ...quant_core.flux.config import PATCH_SIZE, FluxConfig
 from ...quant_core.kernels import triton_available
 from ...quant_core.kernels.fp8 import require_float8
+from ...quant_core.kernels.int8_ahead import compile_ahead
 from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.memory import largest_weight_nbytes, planned_nbytes
 from ...quant_core.quantize import load
@@ -47,6 +48,8 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
     # LLM.int8() files do not say which dtype their weights had; the biases beside them do
     stored = tensors["img_in.bias" if source.recipe("img_in").precision == "int8" else "img_in.weight"].dtype
     dtype = transformer_dtype(source.config.compute_dtype, stored, device)
+    if source.uses_int8:
+        compile_ahead(device, dtype, source.config.int8_threshold)
 
     # what the host itself sees in the shapes; older ones assume FLUX.1-dev's heads, newer ones want fields of their own
     detected = comfy.model_detection.detect_unet_config(tensors, "")

@@ -15,6 +15,7 @@ from ...quant_core.errors import CheckpointError, ConfigError
 from ...quant_core.export import Provenance
 from ...quant_core.flux.config import FluxConfig, read_flux_config
 from ...quant_core.kernels.fp8 import require_float8
+from ...quant_core.kernels.int8_ahead import compile_ahead
 from ...quant_core.layouts import quantize
 from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.memory import packed_nbytes
@@ -235,6 +236,8 @@ def _set_up(model: comfy.model_base.BaseModel, device: torch.device, config: Qua
     model.manual_cast_dtype = memory.unet_manual_cast(dtype, device, host.supported_inference_dtypes)
     host.set_inference_dtype(dtype, model.manual_cast_dtype)
     model.diffusion_model.dtype = dtype
+    if config.precision == "int8":
+        compile_ahead(device, dtype, config.int8_threshold)
     flux = _flux_config(model)
     if flux is not None:
         model.memory_usage_factor = workspace(config.precision, device)

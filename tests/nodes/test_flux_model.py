@@ -3,11 +3,15 @@ import pytest
 import torch
 from bnb_references import quantized_by_diffusers
 from flux_predictions import predict, predict_with_diffusers, prediction_bound, relative_error
+from host_models import stock_flux
+from quantflux.nodes.host import flux_model as flux_model_module
+from quantflux.nodes.host import quantized
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.memory import planned_nbytes
 from quantflux.quant_core.source import flux_source
+from quantize_node import quantize_model
 
 CONFIGS = [
     QuantConfig("nf4"),
@@ -79,3 +83,16 @@ def test_a_finished_load_leaves_nothing_behind_when_the_next_one_fails(flux_file
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         load_flux_model(source)
     assert comfy.model_management.current_loaded_models == []
+
+
+@pytest.mark.parametrize("precision, begun", [("int8", 1), ("nf4", 0)])
+def test_int8_kernels_begin_to_be_compiled_for_what_they_multiply(flux_file, precision, begun, monkeypatch):
+    calls = []
+    for module in (flux_model_module, quantized):
+        monkeypatch.setattr(module, "compile_ahead", lambda *about: calls.append(about))
+    config = QuantConfig(precision, torch.float16, int8_threshold=3.0)
+    device = comfy.model_management.get_torch_device()
+    loaded(flux_file, config)
+    assert calls == begun * [(device, torch.float16, 3.0)]
+    quantize_model(stock_flux(flux_file), config)
+    assert calls == 2 * begun * [(device, torch.float16, 3.0)]
