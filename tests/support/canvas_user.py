@@ -59,6 +59,8 @@ class CanvasUser:
         """An empty canvas, at its natural size."""
         self.command("Comfy.NewBlankWorkflow")
         self.page.wait_for_function("app.graph.nodes.length === 0")
+        # the frontend puts the view of a new workflow where it wants it in a frame after that
+        self.page.evaluate(DRAWN)
         self.page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0] }")
 
     def command(self, name: str) -> None:
@@ -95,6 +97,7 @@ class CanvasUser:
 
     def drag_link(self, source: str, output: int, target: str, key: str) -> None:
         """Drag from an output to the input `key` of another node."""
+        self.page.evaluate(DRAWN)
         start = self.page.evaluate("([name, slot]) => user.output(name, slot)", [source, output])
         end = self.page.evaluate("([name, key]) => user.input(name, key)", [target, key])
         self.page.mouse.move(*start)
@@ -114,6 +117,8 @@ class CanvasUser:
 
     def choose(self, node: str, key: str, value: str) -> None:
         """Choose from a combo's list, by the mouse."""
+        # a node that has not been drawn yet has no place for the mouse
+        self.page.evaluate(DRAWN)
         self.page.mouse.click(*self.page.evaluate("([name, key]) => user.middle(name, key)", [node, key]))
         self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(value, exact=True).click()
 
