@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import bisect
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the trace's events
 ON_CPU = ("python_function", "cpu_op", "cuda_runtime", "cuda_driver")
@@ -50,15 +50,20 @@ def innermost(nested: Sequence[Span]) -> Iterator[Span]:
     yield from until(float("inf"))
 
 
+def idle(kernels: Iterable[Span]) -> Iterator[tuple[float, float, str, str]]:
+    """Where none of ``kernels``, which may overlap, runs: begin, end, and the names of those before and after."""
+    last = before = None
+    for begin, end, name in sorted(kernels):
+        if last is not None and begin > last:
+            yield last, begin, before, name
+        if last is None or end > last:
+            last, before = end, name
+
+
 def longest_gaps(trace: dict) -> list[dict]:
     """The longest times in which the GPU idled: how long, between which kernels, and what the issuing thread ran then,
     itself and not what it called, in microseconds."""
-    found, last, before = [], None, ""
-    for begin, end, name in spans(trace, ON_GPU):
-        if last is not None and begin > last:
-            found.append((last, begin, before, name))
-        if last is None or end > last:
-            last, before = end, name
+    found = idle(spans(trace, ON_GPU))
     pieces = list(innermost(spans(trace, ON_CPU, issuing_thread(trace))))
     ends = [end for _, end, _ in pieces]
     gaps = []

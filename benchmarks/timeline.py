@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 
-from gaps import longest_gaps
+from gaps import Span, idle, longest_gaps
 from measure import BASELINE, PROFILED_STEPS, issuing, sample, start_host, synchronize
 from points import Point
 from records import Records, RunFailed, in_fresh_process, markdown, only
@@ -26,8 +26,6 @@ from records import Records, RunFailed, in_fresh_process, markdown, only
 SKIPPED, PROFILED = 4, 4  # steps
 BOUNDS_US = (2, 4, 10, 50, 500, float("inf"))  # into which gaps are sorted by their length
 SHOWN = 30  # kernels of which the name is kept, those that take most
-
-Kernel = tuple[float, float, str]  # begin and end in microseconds, name
 
 
 def parse() -> argparse.Namespace:
@@ -41,24 +39,22 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def summary(kernels: Sequence[Kernel], steps: int) -> dict:
+def summary(kernels: Sequence[Span], steps: int) -> dict:
     """Milliseconds a step of ``kernels``, which may overlap: all together, by name, and of the gaps between them."""
     took, count, gaps = Counter(), Counter(), Counter()
-    busy, last = 0.0, None
-    for begin, end, name in sorted(kernels):
+    for begin, end, name in kernels:
         took[name] += end - begin
         count[name] += 1
-        if last is not None and begin > last:
-            gaps[next(bound for bound in BOUNDS_US if begin - last < bound)] += begin - last
-        busy += max(0.0, end - max(begin, begin if last is None else last))
-        last = end if last is None else max(last, end)
+    for begin, end, *_ in idle(kernels):
+        gaps[next(bound for bound in BOUNDS_US if end - begin < bound)] += end - begin
+    span = max((end for _, end, _ in kernels), default=0) - min((begin for begin, *_ in kernels), default=0)
 
     def per_step(microseconds: float) -> float:
         return round(microseconds / steps / 1e3, 3)
 
     return {
         "kernel_ms": per_step(took.total()),
-        "busy_ms": per_step(busy),
+        "busy_ms": per_step(span - gaps.total()),
         "idle_ms": per_step(gaps.total()),
         "kernels": count.total() / steps,
         "idle_ms_in_gaps_below_us": {str(bound): per_step(gaps[bound]) for bound in BOUNDS_US},

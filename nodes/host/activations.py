@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...quant_core.kernels.gelu import gelu
+from .operations import packed_linears
 
 
 class Gelu(torch.nn.GELU):
@@ -15,7 +16,10 @@ class Gelu(torch.nn.GELU):
 
 
 def use_own_gelu(model: torch.nn.Module) -> None:
-    """Have every GELU of the tanh form in ``model`` be ours. Its modules must not be another model's, too."""
+    """Have every GELU of the tanh form in ``model`` be ours, if anything in it is packed; else the model stays the
+    host's, to the bit. Its modules must not be another model's, too."""
+    if not packed_linears(model):
+        return
     for module in model.modules():
         if type(module) is torch.nn.GELU and module.approximate == "tanh":
             module.__class__ = Gelu

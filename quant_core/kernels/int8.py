@@ -7,8 +7,7 @@ import functools
 import bitsandbytes  # noqa: F401, for its operators
 import torch
 
-from . import triton_available
-from .int8_ahead import wait
+from . import int8_ahead, triton_available
 from .int8_reference import FLOAT16_MAX
 from .operator import operator
 
@@ -28,7 +27,7 @@ def _ours_work_with(device: torch.device, outliers: bool) -> bool:
 def _ours_were_seen_to_work(device: torch.device, outliers: bool) -> bool:
     if not triton_available(device):
         return False
-    wait()
+    int8_ahead.wait()
     from .int8_triton import plain_triton_works
 
     return plain_triton_works(device, outliers)

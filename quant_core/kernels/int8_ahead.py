@@ -52,7 +52,7 @@ def wait() -> None:
 def _tasks(device: torch.device, dtype: torch.dtype, threshold: float) -> list[Callable[[], None]]:
     """What compiles, each for a thread: Triton keeps what it compiled of a kernel, and one thread at a time may ask."""
     capability = torch.cuda.get_device_capability(device)
-    configs = {choose(tokens, *shape, dtype.itemsize, capability): None for tokens in TOKENS for shape in SHAPES}
+    configs = {choose(tokens, *shape, dtype.itemsize, capability) for tokens in TOKENS for shape in SHAPES}
     kinds: dict[str, list[MatmulConfig]] = {}
     for config in configs:
         kinds.setdefault(config.kernel, []).append(config)

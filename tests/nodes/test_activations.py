@@ -5,8 +5,10 @@ from host_models import stock_flux
 from quantflux.nodes.dequantize import QuantFluxDequantize
 from quantflux.nodes.host.activations import Gelu, use_own_gelu
 from quantflux.nodes.host.flux_model import load_flux_model
+from quantflux.nodes.host.operations import operations
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
+from quantflux.quant_core.layouts import quantize
 from quantflux.quant_core.source import flux_source
 from quantize_node import NF4, quantize_model
 
@@ -36,13 +38,20 @@ def test_quantize_model_leaves_those_of_the_model_before_it(flux_file):
     assert len(gelus(packed)) == len(gelus(stock))
 
 
+def test_a_model_that_is_not_packed_keeps_those_of_the_host(flux_file):
+    assert set(gelus(model_of(flux_file, "none"))) == {torch.nn.GELU}
+
+
 def test_gelu_of_another_form_stays_as_it_is():
     class Other(torch.nn.GELU):
         pass
 
-    model = torch.nn.Sequential(torch.nn.GELU(), torch.nn.GELU(approximate="tanh"), Other(approximate="tanh"))
-    x = torch.linspace(-3, 3, 40)
+    packed = operations(None).Linear(40, 40, False)
+    packed.hold(quantize(torch.eye(40), NF4))
+    forms = torch.nn.GELU(), torch.nn.GELU(approximate="tanh"), Other(approximate="tanh")
+    model = torch.nn.Sequential(packed, *forms)
+    x = torch.linspace(-3, 3, 40)[None]
     expected = model(x)
     use_own_gelu(model)
-    assert [type(module) for module in model] == [torch.nn.GELU, Gelu, Other]
+    assert [type(module) for module in model][1:] == [torch.nn.GELU, Gelu, Other]
     assert torch.equal(model(x), expected)

@@ -84,7 +84,7 @@ def test_who_asks_whether_the_kernels_work_waits_first(tasks, monkeypatch):
 
 COMPILES_NOTHING_MORE = """
 import os, pathlib, torch
-from quantflux.quant_core.kernels import int8_ahead, int8_quantize, int8_triton
+from quantflux.quant_core.kernels import int8_ahead
 from quantflux.quant_core.kernels.int8 import int8_linear
 
 device, threshold = torch.device("cuda", 0), {threshold}
@@ -104,7 +104,6 @@ for tokens in (1, 256, 4352):
         weight = torch.zeros(rows, columns, dtype=torch.int8, device=device)
         scale, bias = torch.zeros(rows, device=device), torch.zeros(rows, dtype=torch.bfloat16, device=device)
         int8_linear(x[:tokens, :columns].contiguous(), weight, scale, bias, threshold)
-# what both kernels are asked for once does not use these sizes
 assert kept() == ahead, (ahead, kept())
 """
 
