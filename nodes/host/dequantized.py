@@ -12,7 +12,7 @@ import torch
 
 from ...quant_core.export import Provenance
 from ...quant_core.layouts import dequantize, is_packed
-from .activations import give_back_gelu
+from .between import give_back
 from .copying import ModelCopy, config_of_copy, patcher_for, require_unheld, room_for
 from .operations import PackedLinear, packed_linears
 from .progress import progress_bar
@@ -105,7 +105,7 @@ class _Dequantizing(ModelCopy):
         return dequantize(packed, dtype).to(self.device)
 
     def settle(self, module: torch.nn.Module, path: str) -> None:
-        give_back_gelu(module)
+        give_back(module)
         for name, value in list(vars(module).items()):
             if isinstance(value, Provenance):
                 # of a chosen dtype, so no longer as the file has it

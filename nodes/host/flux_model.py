@@ -15,7 +15,7 @@ from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.memory import largest_weight_nbytes, planned_nbytes
 from ...quant_core.quantize import load
 from ...quant_core.source import Source
-from .activations import use_own_gelu
+from .between import use_ours
 from .compute_dtype import transformer_dtype
 from .operations import multiply_blocks_in_float8, operations
 from .patcher import PackedModelPatcher
@@ -60,7 +60,7 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
     model = model_config.get_model(tensors, "")
     model.load_model_weights(tensors, "")
     multiply_blocks_in_float8(model.diffusion_model)
-    use_own_gelu(model.diffusion_model)
+    use_ours(model.diffusion_model)
     remember(model.diffusion_model, source)
     precision = "int8" if source.uses_int8 else source.config.precision
     model.memory_usage_factor = workspace(precision, device) or model.memory_usage_factor

@@ -21,8 +21,8 @@ from ...quant_core.layouts.int8 import require_int8
 from ...quant_core.memory import packed_nbytes
 from ...quant_core.skip import is_skipped, unmatched
 from ...quant_core.stored.plain import SIXTEEN_BIT
-from .activations import use_own_gelu
 from .agreement import require_agreement
+from .between import use_ours
 from .compute_dtype import transformer_dtype
 from .copying import ModelCopy, config_of_copy, patcher_for, require_unheld, room_for
 from .diffusers_names import diffusers_names
@@ -225,7 +225,7 @@ def _set_up(model: comfy.model_base.BaseModel, device: torch.device, config: Qua
     host = config_of_copy(model)
     host.custom_operations = operations(config.compute_dtype)
     multiply_blocks_in_float8(model.diffusion_model)
-    use_own_gelu(model.diffusion_model)
+    use_ours(model.diffusion_model)
     for name in _QUANTIZED_BY_HOST:
         if hasattr(type(host), name):
             setattr(host, name, None)

@@ -10,6 +10,7 @@ import torch
 logger = logging.getLogger(__name__)
 
 MIN_COMPUTE_CAPABILITY = (8, 0)  # Triton's own floor
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 
 # a compiled model asks while it is traced: it would trace the cache's function instead, whose kernel has no graph

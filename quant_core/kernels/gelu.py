@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from . import triton_available
+from . import SIXTEEN_BIT, triton_available
 from .launch import on_device_of
 
 # gelu(x) = x * sigmoid(2 * INNER * (x + CUBIC * x**3)), which is its tanh form: 1 + tanh(u) = 2 * sigmoid(2 * u)
 INNER = 0.7978845608028654  # sqrt(2 / pi)
 CUBIC = 0.044715
-SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 
 def gelu_reference(x: torch.Tensor) -> torch.Tensor:
