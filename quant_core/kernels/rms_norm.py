@@ -26,15 +26,14 @@ def rms_norm_reference(x: torch.Tensor, weight: torch.Tensor, eps: float | None)
 def can_normalize(x: torch.Tensor, weight: torch.Tensor) -> bool:
     """Whether the kernel takes ``x (..., columns)``, whose rows may lie apart, and ``weight (columns,)``."""
     return (
-        x.is_cuda
-        and x.dtype in SIXTEEN_BIT
+        x.dtype in SIXTEEN_BIT
         and weight.dtype == x.dtype
         and weight.device == x.device
         and weight.shape == x.shape[-1:]
         and weight.is_contiguous()
         and x.shape[-1] <= MAX_COLUMNS
         and x.ndim <= DIMENSIONS
-        and not (x.requires_grad or weight.requires_grad)
+        and not (torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad))
         and triton_available(x.device)
     )
 

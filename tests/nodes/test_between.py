@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from comfy.ldm.flux.layers import QKNorm
+from flux_predictions import predict
 from host_models import stock_flux
 from quantflux.nodes.dequantize import QuantFluxDequantize
 from quantflux.nodes.host import between
@@ -13,10 +14,12 @@ from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.host.operations import operations
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
+from quantflux.quant_core.kernels import rms_norm as kernel
 from quantflux.quant_core.kernels.rms_norm import rms_norm_reference
 from quantflux.quant_core.layouts import quantize
 from quantflux.quant_core.source import flux_source
 from quantize_node import NF4, quantize_model
+from small_models import save_native_flux
 
 
 def gelus(patcher) -> list[type]:
@@ -32,8 +35,8 @@ def is_ours(norm: type) -> bool:
     return issubclass(norm, RMSNorm)
 
 
-def model_of(flux_file, precision="nf4"):
-    return load_flux_model(flux_source(open_checkpoint(flux_file), QuantConfig(precision)))
+def model_of(flux_file, precision="nf4", **fields):
+    return load_flux_model(flux_source(open_checkpoint(flux_file), QuantConfig(precision, **fields)))
 
 
 def test_all_of_a_loaded_model_are_ours_and_of_a_dequantized_one_the_hosts(flux_file):
@@ -92,6 +95,17 @@ def test_the_kernel_is_given_what_the_host_normalizes_by(norm, calls):
     between.give_back(norm)
     assert not isinstance(norm, Ours)
     assert torch.equal(y, norm(x)) and len(calls) == 1
+
+
+def test_the_kernel_takes_all_that_a_model_in_16_bit_gives_to_it(flux_model, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(kernel, "triton_available", lambda device: True)
+    monkeypatch.setattr(between, "rms_norm", lambda *args: calls.append(args) or rms_norm_reference(*args))
+    save_native_flux(copy.deepcopy(flux_model).bfloat16(), tmp_path / "flux.safetensors")
+    model = model_of(tmp_path / "flux.safetensors", compute_dtype=torch.bfloat16)
+    predict(model, dtype=torch.bfloat16)
+    blocks = model.model.diffusion_model
+    assert len(calls) == len(norms(model)) == 4 * len(blocks.double_blocks) + 2 * len(blocks.single_blocks)
 
 
 def test_a_compiled_graph_takes_the_hosts(norm, calls):

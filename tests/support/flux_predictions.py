@@ -18,14 +18,14 @@ def inputs(side: int = SIDE) -> dict[str, torch.Tensor]:
     }
 
 
-def predict(patcher, as_it_lies: bool = False, side: int = SIDE) -> torch.Tensor:
+def predict(patcher, as_it_lies: bool = False, side: int = SIDE, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """One prediction of the host's transformer, as the sampler would ask for it: loaded as far as there is room, or
-    with its layers where they are. ``side`` is that of the latents."""
+    with its layers where they are. ``side`` is that of the latents, ``dtype`` that of all inputs."""
     if not as_it_lies:
         comfy.model_management.load_models_gpu([patcher])
-    x = {name: tensor.to(patcher.load_device) for name, tensor in inputs(side).items()}
-    time = torch.tensor([0.5], device=patcher.load_device)
-    guidance = torch.tensor([3.5], device=patcher.load_device)
+    x = {name: tensor.to(patcher.load_device, dtype) for name, tensor in inputs(side).items()}
+    time = torch.tensor([0.5], device=patcher.load_device, dtype=dtype)
+    guidance = torch.tensor([3.5], device=patcher.load_device, dtype=dtype)
     transformer = patcher.model.diffusion_model
     return transformer(x["latent"], time, x["context"], x["pooled"], guidance).float().cpu()
 

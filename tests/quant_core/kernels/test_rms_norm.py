@@ -3,6 +3,7 @@
 import pytest
 import torch
 from interpreter import INTERPRETED, run_interpreted
+from quantflux.quant_core.kernels import rms_norm as module
 from quantflux.quant_core.kernels import triton_available
 from quantflux.quant_core.kernels.rms_norm import MAX_COLUMNS, can_normalize, rms_norm, rms_norm_reference
 
@@ -60,21 +61,28 @@ def test_the_kernel_keeps_what_is_not_finite_in_its_row(kernel_device):
     assert y[0].isnan().all() and y[1:].isfinite().all()
 
 
-def test_what_is_on_a_cpu_is_left_to_torch(generator):
-    x = torch.randn(4, 64, generator=generator).bfloat16()
-    assert not can_normalize(x, torch.ones_like(x[0]))
+def test_it_takes_16_bit_and_a_weight_like_the_input(monkeypatch):
+    x, weight = torch.ones(2, 3, 4, 64).bfloat16(), torch.ones(64).bfloat16()
+    assert not can_normalize(x, weight)  # on a CPU
+    monkeypatch.setattr(module, "triton_available", lambda device: True)
+    assert can_normalize(x, weight) and can_normalize(x.half(), weight.half())
+    assert not can_normalize(x, weight.float()) and not can_normalize(x.float(), weight.float())
+    assert not can_normalize(x, weight.to("meta")) and not can_normalize(x[..., :32], weight)
+    assert not can_normalize(x[None], weight) and not can_normalize(x, torch.ones(4, 64).bfloat16())
+    assert not can_normalize(torch.ones(2, 1025).bfloat16(), torch.ones(1025).bfloat16())
+
+
+def test_only_what_is_trained_is_left_to_torch(monkeypatch):
+    """The host's parameters ask for gradients, which nobody computes."""
+    monkeypatch.setattr(module, "triton_available", lambda device: True)
+    x, weight = torch.ones(2, 64).bfloat16(), torch.nn.Parameter(torch.ones(64).bfloat16())
+    assert not can_normalize(x, weight)
+    with torch.inference_mode():
+        assert can_normalize(x, weight)
 
 
 @pytest.mark.skipif(not GPU, reason="needs a GPU that Triton runs on")
 class TestOnAGPU:
-    def test_it_takes_16_bit_and_a_weight_like_the_input(self):
-        x = torch.randn(2, 3, 4, 64).cuda().bfloat16()
-        weight = torch.ones(64).cuda()
-        assert can_normalize(x, weight.bfloat16())
-        assert not can_normalize(x, weight) and not can_normalize(x.float(), weight)
-        assert not can_normalize(x, weight.bfloat16().cpu()) and not can_normalize(x[..., :32], weight.bfloat16())
-        assert not can_normalize(x.requires_grad_(), weight.bfloat16())
-
     @pytest.mark.parametrize("eps", [1e-6, None])
     def test_torch_means_the_same_by_eps(self, eps, generator):
         """With values so small that it decides."""
