@@ -40,12 +40,12 @@ def model_of(flux_file, precision="nf4", **fields):
 
 
 def test_all_of_a_loaded_model_are_ours_and_of_a_dequantized_one_the_hosts(flux_file):
-    packed, stock = model_of(flux_file), stock_flux(flux_file)
+    packed = model_of(flux_file)
     blocks = packed.model.diffusion_model
     assert gelus(packed) == [Gelu] * (2 * len(blocks.double_blocks) + len(blocks.single_blocks))
     assert len(norms(packed)) == 2 * len(gelus(packed)) and all(map(is_ours, norms(packed)))
     (plain,) = QuantFluxDequantize.execute("auto", model=packed).args[:1]
-    assert gelus(plain) == gelus(stock) and not set(norms(plain)) - set(norms(stock))
+    assert set(gelus(plain)) == {torch.nn.GELU} and len(norms(plain)) == len(norms(packed))
     assert not any(isinstance(module, Ours) for module in plain.model.modules())
     assert set(gelus(packed)) == {Gelu} and all(map(is_ours, norms(packed)))
 
