@@ -194,13 +194,16 @@ def stacked(pictures: Sequence[Image.Image]) -> Image.Image:
 def draw(results: Sequence[str], picture: str, lines_alone: bool = False):
     """Read JSON lines of one or more runs of ``compare.py`` and save a PNG.
 
+    A variant is drawn from the first of them that has it.
+
     Raises:
         ValueError: no line has a ratio of stock bf16; or ``lines_alone``, and nothing was varied.
     """
     records, names = [], ", ".join(map(str, results))
     for path in results:
+        known = {record["variant"] for record in records}
         with open(path) as file:
-            records += [json.loads(line) for line in file]
+            records += [record for record in map(json.loads, file) if record["variant"] not in known]
     if BASELINE not in medians(records):
         raise ValueError(f"{names}: no line of {BASELINE} with a ratio. Only what compare.py writes can be drawn.")
     pictures = [] if lines_alone else [bars(records)]
@@ -214,7 +217,7 @@ def draw(results: Sequence[str], picture: str, lines_alone: bool = False):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "results", nargs="+", help="JSON lines of compare.py; of several runs if their points are the same"
+        "results", nargs="+", help="JSON lines of compare.py; of several runs, each variant from the first that has it"
     )
     parser.add_argument("picture")
     parser.add_argument("--lines", action="store_true", help="how a step grows alone")

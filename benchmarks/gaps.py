@@ -1,4 +1,4 @@
-"""What the processor did while the GPU idled, from the trace of torch's profiler."""
+"""What the processor asked of CUDA while the GPU idled, from the trace of torch's profiler."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the trace's events
-ON_CPU = ("python_function", "cpu_op", "cuda_runtime", "cuda_driver")
+ON_CPU = ("cuda_runtime", "cuda_driver")
 SHOWN, PARTS = 20, 6  # gaps, and what is told of each
 
 Span = tuple[float, float, str]  # begin and end in microseconds, name
@@ -61,8 +61,8 @@ def idle(kernels: Iterable[Span]) -> Iterator[tuple[float, float, str, str]]:
 
 
 def longest_gaps(trace: dict) -> list[dict]:
-    """The longest times in which the GPU idled: how long, between which kernels, and what the issuing thread ran then,
-    itself and not what it called, in microseconds."""
+    """The longest times in which the GPU idled: how long, between which kernels, and what the issuing thread asked of
+    CUDA then, in microseconds."""
     found = idle(spans(trace, ON_GPU))
     pieces = list(innermost(spans(trace, ON_CPU, issuing_thread(trace))))
     ends = [end for _, end, _ in pieces]
@@ -76,3 +76,9 @@ def longest_gaps(trace: dict) -> list[dict]:
         told = [[name[-100:], round(us)] for name, us in meanwhile.most_common(PARTS)]
         gaps.append({"us": round(end - begin), "after": before[:60], "before": after[:60], "meanwhile": told})
     return gaps
+
+
+def longest_calls(trace: dict) -> list[list]:
+    """Microseconds and name of the calls of CUDA that took longest."""
+    calls = sorted(spans(trace, ON_CPU, issuing_thread(trace)), key=lambda call: call[0] - call[1])
+    return [[round(end - begin), name] for begin, end, name in calls[:SHOWN]]

@@ -4,8 +4,8 @@
         --out benchmarks/results/timeline.jsonl
 
 Each variant is a fresh process. Its first steps, which compile and load, are not counted; those that are, are profiled.
-With ``--gaps`` two more are, together with the processor, which makes them longer: what it did while the GPU idled
-longest.
+With ``--gaps`` two more are, together with what the processor asks of CUDA: what that was while the GPU idled longest,
+and which calls took longest, since they wait for the GPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 
-from gaps import Span, idle, longest_gaps
+from gaps import Span, idle, longest_calls, longest_gaps
 from measure import BASELINE, PROFILED_STEPS, issuing, sample, start_host, synchronize
 from points import Point
 from records import Records, RunFailed, in_fresh_process, markdown, only
@@ -33,7 +33,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("checkpoint", help="a 16-bit FLUX file; random_flux.py makes one")
     parser.add_argument("--variants", default=BASELINE, help="of variants.py")
     parser.add_argument("--size", type=int, default=Point.size)
-    parser.add_argument("--gaps", action="store_true", help="also what the processor did while the GPU idled longest")
+    parser.add_argument("--gaps", action="store_true", help="also what was asked of CUDA while the GPU idled longest")
     parser.add_argument("--out", help="JSON lines, one variant each; a Markdown table goes beside")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -97,15 +97,19 @@ def run_once(arguments: argparse.Namespace):
     record |= summary(kernels, PROFILED)
     if arguments.gaps:
         with torch.inference_mode():
-            record["longest_gaps"] = longest_gaps(traced(model, Point(arguments.size)))
+            trace = traced(model, Point(arguments.size))
+        record |= {"longest_gaps": longest_gaps(trace), "longest_calls": longest_calls(trace)}
     print(json.dumps(record), flush=True)
 
 
 def traced(model, point: Point) -> dict:
-    """What torch's profiler saw of steps on the GPU and on the processor, Python's functions included."""
+    """What torch's profiler saw of steps on the GPU, and of the calls of CUDA that were for them.
+
+    Not of Python's functions and torch's operators: with those a step takes several times as long to issue.
+    """
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA], with_stack=True) as profiler:
+    with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         sample(model, PROFILED_STEPS, point)
         synchronize()
     with tempfile.TemporaryDirectory() as folder:

@@ -123,3 +123,10 @@ def test_runs_are_drawn_together_and_lines_alone(tmp_path):
     rows = len({json.loads(line)["variant"] for line in written})
     assert Image.open(both).height > chart.ROW * rows
     assert Image.open(growth).height > Image.open(lines).height + chart.ROW
+
+
+def test_a_variant_is_drawn_from_the_first_run_that_has_it(tmp_path):
+    first, second = (OLD.with_name(f"2026-11-30-h200-{name}.jsonl") for name in ("own-gelu", "growth"))
+    chart.draw([first], tmp_path / "alone.png")
+    chart.draw([first, second], tmp_path / "both.png")  # of the same variants
+    assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "both.png").read_bytes()
