@@ -103,9 +103,7 @@ def _config(codes: torch.Tensor, weight: torch.Tensor, out: torch.Tensor, outlie
     if config.kernel == "plain":
         return config
     fits = fits_bulk_copy(out, weight.shape[1]) and weight.data_ptr() % 16 == 0
-    if not fits or (config.kernel == "hopper" and not _gluon_works(codes.device, outliers)):
-        return _chosen(*sizes, codes.device, plain=True)
-    return config
+    return config if fits and _gluon_works(codes.device, outliers) else _chosen(*sizes, codes.device, plain=True)
 
 
 @functools.cache
