@@ -13,6 +13,7 @@ import torch
 from ...quant_core.export import Provenance
 from ...quant_core.layouts import dequantize, is_packed
 from .between import give_back
+from .conditioning import forget_conditioning
 from .copying import ModelCopy, config_of_copy, patcher_for, require_unheld, room_for
 from .operations import PackedLinear, packed_linears
 from .progress import progress_bar
@@ -56,7 +57,9 @@ def dequantized_model(
         plain = _Dequantizing(patcher, dtype, device).copied(patcher.model)
     if hasattr(plain, "model_config"):
         _set_up(plain, patcher.load_device, dtype)
-    return patcher_for(plain, patcher, comfy.model_patcher.ModelPatcher, device)
+    result = patcher_for(plain, patcher, comfy.model_patcher.ModelPatcher, device)
+    forget_conditioning(result)
+    return result
 
 
 def dequantized_clip(clip: comfy.sd.CLIP, dtype: torch.dtype | None = None) -> comfy.sd.CLIP:

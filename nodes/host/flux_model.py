@@ -17,6 +17,7 @@ from ...quant_core.quantize import load
 from ...quant_core.source import Source
 from .between import use_ours
 from .compute_dtype import transformer_dtype
+from .conditioning import keep_conditioning
 from .operations import multiply_blocks_in_float8, operations
 from .patcher import PackedModelPatcher
 from .placement import make_room
@@ -66,6 +67,7 @@ def load_flux_model(source: Source) -> PackedModelPatcher:
     model.memory_usage_factor = workspace(precision, device) or model.memory_usage_factor
 
     patcher = PackedModelPatcher(model, load_device=device, offload_device=offload_device)
+    keep_conditioning(patcher)
     if destination == device and not memory.is_device_cpu(device):
         # in place already: tell the host, so that it counts the model and can unload it
         patcher.patch_model(device)

@@ -24,6 +24,7 @@ from ...quant_core.stored.plain import SIXTEEN_BIT
 from .agreement import require_agreement
 from .between import use_ours
 from .compute_dtype import transformer_dtype
+from .conditioning import keep_conditioning
 from .copying import ModelCopy, config_of_copy, patcher_for, require_unheld, room_for
 from .diffusers_names import diffusers_names
 from .flux_model import workspace
@@ -98,7 +99,9 @@ def quantized_model(
         quantizing = _Quantizing(patcher, config, device)
         model = quantizing.copied(patcher.model)
     _set_up(model, patcher.load_device, config, bool(quantizing.merges))
-    return patcher_for(model, patcher, PackedModelPatcher, device, quantizing.patches)
+    packed = patcher_for(model, patcher, PackedModelPatcher, device, quantizing.patches)
+    keep_conditioning(packed)
+    return packed
 
 
 class _Quantizing(ModelCopy):

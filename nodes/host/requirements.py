@@ -14,6 +14,7 @@ OLDEST_BITSANDBYTES = "0.50"
 
 # module of the host -> what is taken from it
 SYMBOLS = {
+    "comfy.ldm.flux.layers": ("QKNorm",),
     "comfy.lora": ("calculate_weight",),
     "comfy.model_base": ("BaseModel", "Flux"),
     "comfy.model_detection": ("detect_unet_config", "model_config_from_unet_config"),
