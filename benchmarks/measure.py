@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import statistics
@@ -57,11 +58,13 @@ def sample(
     point: Point,
     condition=None,
     after_step: Callable[[int], None] = lambda step: None,
+    wait: bool = True,
 ):
     """Latents, and the seconds of each step. Without a ``condition``, a random one.
 
     Args:
         after_step: called with the number of each step, whose time is not counted.
+        wait: for the GPU after each step; else the seconds are those until it was issued.
     """
     import comfy.sample
     import torch
@@ -78,7 +81,8 @@ def sample(
 
     def on_step(step, denoised, x, total):
         nonlocal last
-        synchronize()
+        if wait:
+            synchronize()
         seconds.append(time.perf_counter() - last)
         after_step(step)
         last = time.perf_counter()
@@ -111,6 +115,22 @@ def issuing(model) -> Iterator[list[tuple[float, float]]]:
         yield seconds
     finally:
         del inner.apply_model
+
+
+def streamed_seconds(model, steps: int, point: Point) -> list[float]:
+    """From the end of each step on the GPU to that of the next, where nothing waits for the GPU in between: as ComfyUI
+    samples without previews."""
+    import torch
+
+    ends = []
+
+    def after_step(step: int):
+        ends.append(torch.cuda.Event(enable_timing=True))
+        ends[-1].record()
+
+    sample(model, steps, point, after_step=after_step, wait=False)
+    synchronize()
+    return [first.elapsed_time(second) / 1e3 for first, second in itertools.pairwise(ends)]
 
 
 def python_seconds() -> float:
@@ -186,6 +206,8 @@ def measured(model, point: Point, arguments: argparse.Namespace, thorough: bool)
         "finite": bool(result.isfinite().all()),
         "rel_err": relative_error(result, reference, arguments.variant == BASELINE),
     }
+    if torch.cuda.is_available():
+        record["streamed_step_s"] = statistics.median(streamed_seconds(model, arguments.steps, point)[1:])
     if arguments.reload and thorough:
         comfy.model_management.unload_all_models()
         again, _ = sample(model, arguments.steps, point)

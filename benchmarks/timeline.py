@@ -110,7 +110,7 @@ def traced(model, point: Point) -> dict:
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        sample(model, PROFILED_STEPS, point)
+        sample(model, PROFILED_STEPS, point, wait=False)
         synchronize()
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "trace.json")

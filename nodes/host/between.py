@@ -7,7 +7,7 @@ import functools
 import comfy.ldm.flux.layers
 import torch
 
-from ...quant_core.kernels.gelu import gelu
+from ...quant_core.kernels.gelu import can_activate, gelu
 from ...quant_core.kernels.rms_norm import can_normalize, rms_norm
 from .operations import packed_linears
 
@@ -29,17 +29,19 @@ class Gelu(Ours, torch.nn.GELU):
     stock = torch.nn.GELU
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return gelu(x)
+        return gelu(x) if can_activate(x) else super().forward(x)
 
 
 class RMSNorm(Ours):
-    """By :func:`.rms_norm.rms_norm` where its weight is beside the input and without patches."""
+    """By :func:`.rms_norm.rms_norm` where no patch is applied to its weight at each use."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         weight, eps = (self.weight, self.eps) if _SCALED is None else (self.scale, _EPS_OF_SCALED)
-        if torch.compiler.is_compiling() or getattr(self, "weight_function", None) or not can_normalize(x, weight):
+        if torch.compiler.is_compiling() or getattr(self, "weight_function", None):
             return super().forward(x)
-        return rms_norm(x, weight, eps)
+        if weight.device != x.device:
+            weight = weight.to(x.device)  # offloaded: the picture is to be the same to the bit
+        return rms_norm(x, weight, eps) if can_normalize(x, weight) else super().forward(x)
 
 
 def use_ours(model: torch.nn.Module) -> None:

@@ -32,6 +32,8 @@ def _triton_available(device: torch.device) -> bool:
         from .probe import probe
 
         return probe(device)
+    except torch.cuda.OutOfMemoryError:
+        raise  # says nothing about Triton: it is asked again once there is room
     except Exception as error:  # whatever a compiler or a driver may raise
         logger.warning("Triton does not run here, bitsandbytes' kernels are used instead: %s", error)
         return False

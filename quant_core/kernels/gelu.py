@@ -17,12 +17,17 @@ def gelu_reference(x: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.gelu(x, approximate="tanh")
 
 
+def can_activate(x: torch.Tensor) -> bool:
+    """Whether the kernel, and the formula of compiled graphs, take ``x``."""
+    return x.dtype in SIXTEEN_BIT and not x.requires_grad and triton_available(x.device)
+
+
 def gelu(x: torch.Tensor) -> torch.Tensor:
     """As :func:`gelu_reference`, rounding aside, for ``x (..., columns)`` whose rows may lie apart, as FLUX's do.
 
     A compiled graph takes the formula with a sigmoid, which inductor makes less of than of a tanh.
     """
-    if x.dtype not in SIXTEEN_BIT or not x.is_cuda or x.requires_grad or not triton_available(x.device):
+    if not can_activate(x):
         return gelu_reference(x)
     if torch.compiler.is_compiling():
         return gelu_by_sigmoid(x)

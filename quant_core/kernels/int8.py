@@ -92,8 +92,48 @@ def _int8_linear_bitsandbytes(
 ) -> torch.Tensor:
     """Inputs beyond float16's range are limited to it before they are quantized, since bitsandbytes quantizes
     float16; with a threshold they are outliers and multiplied unlimited."""
-    half = rows.to(torch.float16).clamp(-FLOAT16_MAX, FLOAT16_MAX)
+    if not rows.numel():
+        return rows.new_zeros(rows.shape[0], weight.shape[0])
+    # bitsandbytes' kernel takes the values in the order in which they lie
+    half = rows.to(torch.float16).clamp(-FLOAT16_MAX, FLOAT16_MAX).contiguous()
     quantized, row_scale, outliers = torch.ops.bitsandbytes.int8_vectorwise_quant(half, threshold)
+    if rows.is_cuda and rows.dtype != torch.float16:
+        y = scaled_in_range(quantized, weight, row_scale, scale, bias).to(rows.dtype)
+        return y if outliers is None else _add_outliers(y, rows, weight, scale, outliers)
     if threshold > 0:
         return torch.ops.bitsandbytes.int8_mixed_scaled_mm(rows, quantized, weight, row_scale, scale, outliers, bias)[0]
     return torch.ops.bitsandbytes.int8_scaled_mm(quantized, weight, row_scale, scale, bias=bias, dtype=rows.dtype)
+
+
+def scaled_in_range(
+    quantized: torch.Tensor,
+    weight: torch.Tensor,
+    row_scale: torch.Tensor,
+    scale: torch.Tensor,
+    bias: torch.Tensor | None,
+) -> torch.Tensor:
+    """int8 ``quantized (tokens, columns)`` times ``weight (rows, columns)`` plus ``bias (rows,)``, in float32.
+
+    bitsandbytes' kernels for cards scale a product to float16, whatever is asked for. A token whose product might leave
+    its range is scaled down by a power of two before, and up again after: rounded as it would have been.
+
+    Args:
+        row_scale, scale: float32 absmax of each token and of each row of the weight.
+    """
+    bound = row_scale * scale.amax() * weight.shape[1]
+    factor = (bound / FLOAT16_MAX).log2().ceil().clamp_min(0).nan_to_num().exp2()
+    product = torch.ops.bitsandbytes.int8_linear_matmul(quantized, weight)
+    half = torch.ops.bitsandbytes.int8_mm_dequant(product, row_scale / factor, scale)
+    del product  # of four bytes each, as what follows
+    y = half.float().mul_(factor[:, None])
+    return y if bias is None else y.add_(bias)
+
+
+def _add_outliers(
+    y: torch.Tensor, rows: torch.Tensor, weight: torch.Tensor, scale: torch.Tensor, outliers: torch.Tensor
+) -> torch.Tensor:
+    """``y`` plus the outlier columns of ``rows`` times those of the weight, in the dtype of ``rows``."""
+    if not outliers.numel():
+        return y
+    columns = torch.ops.bitsandbytes.int8_vectorwise_dequant(weight[:, outliers].contiguous(), scale)
+    return y.addmm_(rows[:, outliers], columns.to(rows.dtype).t())

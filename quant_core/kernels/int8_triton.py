@@ -146,6 +146,8 @@ def _agrees(compiler: str, config: MatmulConfig, device: torch.device, outliers:
     try:
         ours = int8_linear_triton(x, weight, scale, bias, threshold, config=config)
         expected = int8_linear_reference(x, weight, scale, bias, threshold)
+    except torch.cuda.OutOfMemoryError:
+        raise  # says nothing about the kernel: it is asked again once there is room
     except Exception as error:  # whatever a compiler may raise
         logger.warning("%s's int8 kernels do not run here, %s used instead: %s", compiler, instead, error)
         return False

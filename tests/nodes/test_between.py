@@ -117,6 +117,26 @@ def test_a_compiled_graph_takes_the_hosts(norm, calls):
     assert torch.equal(y, norm(x))
 
 
+def test_an_offloaded_weight_is_brought_to_the_kernel(norm, monkeypatch):
+    """A picture is the same to the bit, wherever its model lies."""
+    given = []
+    monkeypatch.setattr(between, "can_normalize", lambda x, weight: x.device == weight.device)
+    monkeypatch.setattr(between, "rms_norm", lambda *args: given.append(args) or args[0])
+    x = inputs(norm).to("meta")
+    assert norm(x) is x
+    ((_, weight, _),) = given
+    assert weight.device == x.device and weight.shape == x.shape[-1:]
+    assert next(norm.parameters()).device == torch.device("cpu")
+
+
+def test_a_gelu_is_torchs_where_the_kernel_is_not(flux_file, monkeypatch):
+    seen = []
+    monkeypatch.setattr(torch.nn.GELU, "forward", lambda self, x: seen.append(x) or x)
+    gelu = next(m for m in model_of(flux_file).model.diffusion_model.modules() if isinstance(m, Gelu))
+    x = torch.ones(2, 4)
+    assert gelu(x) is x and len(seen) == 1
+
+
 def test_a_patched_weight_is_the_hosts_to_apply(norm, calls):
     if not hasattr(norm, "weight_function"):
         pytest.skip("this host patches the weight itself")

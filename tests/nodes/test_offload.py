@@ -1,3 +1,5 @@
+import copy
+
 import comfy.model_management
 import pytest
 import torch
@@ -9,6 +11,7 @@ from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors, quantize
 from quantflux.quant_core.source import flux_source
+from small_models import save_native_flux
 
 CONFIGS = [QuantConfig("nf4"), QuantConfig("fp4", double_quant=True), QuantConfig("int8", int8_threshold=3.0)]
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -61,15 +64,17 @@ def test_copies_on_the_gpu_are_the_same(config):
 
 
 @needs_gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("config", CONFIGS, ids=QuantConfig.describe)
-def test_a_model_partly_pinned_predicts_the_same_bits_and_leaves_nothing_pinned(flux_file, config):
-    model = load_flux_model(flux_source(open_checkpoint(flux_file), config))
-    resident = predict(model)
+def test_a_model_partly_pinned_predicts_the_same_bits_and_leaves_nothing_pinned(flux_model, tmp_path, config, dtype):
+    save_native_flux(copy.deepcopy(flux_model).to(dtype), tmp_path / "flux.safetensors")
+    model = load_flux_model(flux_source(open_checkpoint(tmp_path / "flux.safetensors"), config))
+    resident = predict(model, dtype=dtype)
     before = comfy.model_management.TOTAL_PINNED_MEMORY
     model.partially_unload(model.offload_device, model.model_size() // 2)
     off = [layer for layer in packed_linears(model.model).values() if layer.weight.device.type == "cpu"]
     assert off and all(plain_tensors(layer.weight)[0].is_pinned() for layer in off)
-    assert torch.equal(predict(model, as_it_lies=True), resident)
+    assert torch.equal(predict(model, as_it_lies=True, dtype=dtype), resident)
     model.detach()
     assert comfy.model_management.TOTAL_PINNED_MEMORY == before
     assert not any(layer.pinned_block is not None for layer in packed_linears(model.model).values())

@@ -6,9 +6,14 @@ import pytest
 import torch
 from bitsandbytes.nn import Int8Params, Linear8bitLt
 from quantflux.quant_core.kernels import triton_available
-from quantflux.quant_core.kernels.int8 import int8_add_linear, int8_linear
+from quantflux.quant_core.kernels.int8 import (
+    _int8_linear_bitsandbytes,
+    int8_add_linear,
+    int8_linear,
+    scaled_in_range,
+)
 from quantflux.quant_core.kernels.int8_configs import choose
-from quantflux.quant_core.kernels.int8_reference import int8_linear_reference, quantize_rows_reference
+from quantflux.quant_core.kernels.int8_reference import FLOAT16_MAX, int8_linear_reference, quantize_rows_reference
 from registered import registered_module
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -98,6 +103,103 @@ def test_compiled_without_a_break(generator, device, packed, threshold):
 
 def test_bitsandbytes_serves_where_there_is_no_gpu():
     assert not triton_available(torch.device("cpu"))
+
+
+@pytest.fixture
+def given(monkeypatch) -> list[torch.Tensor]:
+    """What bitsandbytes is given to quantize."""
+    given, quantize = [], torch.ops.bitsandbytes.int8_vectorwise_quant
+    monkeypatch.setattr(
+        torch.ops.bitsandbytes, "int8_vectorwise_quant", lambda x, *args: given.append(x) or quantize(x, *args)
+    )
+    return given
+
+
+def test_bitsandbytes_is_given_values_in_the_order_of_rows(generator, packed, device, given):
+    """Its kernel for cards reads them as they lie, whatever their strides."""
+    x = inputs(generator, torch.float32).to(device)
+    apart = x.t().contiguous().t()
+    expected, y = (_int8_linear_bitsandbytes(one, *packed, None, 0.0) for one in (x, apart))
+    assert torch.equal(y, expected)
+    assert all(one.is_contiguous() for one in given) and torch.equal(*given)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+def test_bitsandbytes_is_not_given_nothing(packed, device, threshold, given):
+    y = _int8_linear_bitsandbytes(torch.empty(0, COLUMNS, device=device), *packed, None, threshold)
+    assert y.shape == (0, ROWS) and not given
+
+
+def quantized(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.ops.bitsandbytes.int8_vectorwise_quant(x.half(), 0.0)[:2]
+
+
+@pytest.mark.parametrize("largest", [1.0, 900.0])
+def test_a_product_is_scaled_as_by_bitsandbytes(generator, packed, device, largest):
+    """To the same bits, also where tokens might leave float16's range and do not."""
+    weight, scale = packed
+    x = inputs(generator).to(device)
+    codes, absmax = quantized(x * largest / x.abs().max())
+    scale = scale * (1 if largest == 1 else 40)
+    theirs = torch.ops.bitsandbytes.int8_scaled_mm(codes, weight, absmax, scale, dtype=torch.float16)
+    assert theirs.isfinite().all()
+    assert (absmax.max() * scale.max() * COLUMNS > FLOAT16_MAX) == (largest > 1)
+    assert torch.equal(scaled_in_range(codes, weight, absmax, scale, None), theirs.float())
+
+
+def test_a_product_beyond_float16_is_not_infinite(generator, packed, device):
+    weight, scale = packed
+    x = inputs(generator, torch.float32).to(device) * 1000
+    x[3], x[4] = 0, 1e-3
+    bias = torch.randn(ROWS, generator=generator).to(device)
+    codes, absmax = quantized(x)
+    scale = scale * 100
+    theirs = torch.ops.bitsandbytes.int8_scaled_mm(codes, weight, absmax, scale, dtype=torch.float16)
+    assert theirs.isinf().any()
+    expected = (codes.double() @ weight.double().t()) * absmax[:, None] * scale / 127**2 + bias
+    y = scaled_in_range(codes, weight, absmax, scale, bias)
+    assert y.dtype == torch.float32
+    # the CPU kernel's 1 / 127**2 is 2e-5 off
+    torch.testing.assert_close(y.double(), expected, rtol=2**-10, atol=2**-10 * bias.abs().max().item())
+    assert torch.equal(y[3], bias)
+
+
+@pytest.mark.parametrize("threshold", [0.0, 6.0])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="bitsandbytes' kernels for cards are those that need it")
+def test_bitsandbytes_on_a_card_is_the_reference_beyond_float16(generator, packed, dtype, threshold):
+    weight, scale = (one.cuda() for one in packed)
+    x = (inputs(generator) * 1000).to("cuda", dtype)
+    bias = torch.randn(ROWS, generator=generator).to(x)
+    y = _int8_linear_bitsandbytes(x, weight, scale * 100, bias, threshold)
+    expected = int8_linear_reference(x, weight, scale * 100, bias, threshold)
+    assert y.isfinite().all() and y.dtype == dtype
+    assert (y - expected).norm() < 0.01 * expected.norm()
+
+
+@pytest.mark.parametrize("name", ["int8_triton.plain_triton_works", "_triton_available"])
+def test_what_had_no_room_to_be_tried_is_tried_again(monkeypatch, device, name):
+    """Else one full card would turn the kernels off for as long as the process runs."""
+    pytest.importorskip("triton", reason="needs Triton")
+    raised = []
+
+    def full(*args, **kwargs):
+        raised.append(args)
+        raise torch.cuda.OutOfMemoryError("no room")
+
+    if name == "_triton_available":
+        ask, arguments = registered_module("kernels")._triton_available, (torch.device("cuda", 7),)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+        monkeypatch.setattr(registered_module("kernels.probe"), "probe", full)
+    else:
+        module = registered_module("kernels.int8_triton")
+        ask, arguments = module.plain_triton_works, (device, True)
+        monkeypatch.setattr(module, "int8_linear_triton", full)
+    ask.cache_clear()
+    for _ in range(2):
+        with pytest.raises(torch.cuda.OutOfMemoryError):
+            ask(*arguments)
+    assert len(raised) == 2
 
 
 def raising(*args, **kwargs):
