@@ -25,7 +25,7 @@ def require_float8(device: torch.device, capability: tuple[int, int] | None = No
         capability: compute capability to check; by default that of ``device``.
 
     Raises:
-        ConfigError: no NVIDIA card, one older than Ada, or Triton is not there.
+        ConfigError: no NVIDIA card, one older than Ada, or Triton does not run.
     """
     remedy = "Choose compute_dtype auto, which multiplies in 16 bit on every device."
     if device.type != "cuda" or torch.version.hip:
@@ -37,7 +37,10 @@ def require_float8(device: torch.device, capability: tuple[int, int] | None = No
             f"{capability[0]}.{capability[1]}. {remedy}"
         )
     if not triton_available(device):
-        raise ConfigError(f"compute_dtype float8 needs Triton, which is not installed. Install it, or: {remedy}")
+        raise ConfigError(
+            "compute_dtype float8 needs Triton, which is not installed or does not run here: then the log says why. "
+            f"Install it with a C compiler, or: {remedy}"
+        )
 
 
 def is_in_block(module: str) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 
 from . import triton_available
-from .int8_configs import MatmulConfig, choose
+from .int8_configs import OUTLIER_CAPACITY, MatmulConfig, choose
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ def _tasks(device: torch.device, dtype: torch.dtype, threshold: float) -> list[C
 
 
 def _multiply(configs: list[MatmulConfig], device: torch.device, dtype: torch.dtype, outliers: bool) -> None:
-    from .int8_quantize import OUTLIER_CAPACITY, Outliers
+    from .int8_quantize import Outliers
     from .int8_triton import product
 
     tokens, rows, columns = 16, 256, SHAPES[0][1]

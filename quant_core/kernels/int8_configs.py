@@ -27,6 +27,7 @@ class MatmulConfig:
     persistent: int = 0
 
 
+OUTLIER_CAPACITY = 512  # columns that are gathered; more are multiplied from where they lie
 FEW_TOKENS = 16  # modulation: one token an image
 SOME_TOKENS = 512  # the text stream of the double blocks
 

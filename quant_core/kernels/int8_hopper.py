@@ -20,9 +20,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .int8_configs import MatmulConfig
+from .int8_configs import OUTLIER_CAPACITY, MatmulConfig
 from .int8_matmul import matmul_key
-from .int8_quantize import OUTLIER_BLOCK, OUTLIER_CAPACITY, Outliers
+from .int8_quantize import OUTLIER_BLOCK, Outliers
 from .launch import Launcher, ceil_div
 
 

@@ -8,11 +8,11 @@ import torch
 import triton
 import triton.language as tl
 
+from .int8_configs import OUTLIER_CAPACITY
 from .int8_reference import quantize_rows_reference
 from .launch import IN_GRAPH_COLUMNS, Launcher, aligned, ceil_div, power_of_2
 
 OUTLIER_BLOCK = 32  # columns that the product takes at a time
-OUTLIER_CAPACITY = 512  # columns that are gathered; more are multiplied from where they lie
 
 _FLOAT16_MAX = tl.constexpr(65504.0)
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2**23: adding it to a small float32 rounds to nearest even

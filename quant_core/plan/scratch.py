@@ -14,11 +14,11 @@ import torch
 from ..config import FLOAT8
 from ..kernels.four_bit import can_unpack
 from ..kernels.fp8 import can_multiply, is_in_block
+from ..kernels.int8_configs import OUTLIER_CAPACITY
 from ..source import Source
 from .weights import recipe
 
 FLOAT16, FLOAT32, INT32 = 2, 4, 4  # bytes
-OUTLIER_CAPACITY = 512  # columns, of kernels.int8_quantize
 
 
 def linear_scratch(
