@@ -6,8 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .int8_configs import MatmulConfig
-from .int8_quantize import OUTLIER_BLOCK, OUTLIER_CAPACITY, Outliers
+from .int8_configs import OUTLIER_CAPACITY, MatmulConfig
+from .int8_quantize import OUTLIER_BLOCK, Outliers
 from .launch import Launcher, aligned, ceil_div
 
 
