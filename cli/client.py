@@ -176,7 +176,11 @@ class ComfyClient:
             events.settimeout(max(0.1, min(deadline - time.monotonic(), NOTICE_SECONDS)))
             try:
                 with self._reach():
-                    return events.recv()
+                    message = events.recv()
+                    # what recv makes of a close frame; ComfyUI sends no empty text
+                    if message == "":
+                        raise websocket.WebSocketConnectionClosedException("it closed the connection")
+                    return message
             except ServerGone as gone:
                 if not isinstance(gone.__cause__, websocket.WebSocketTimeoutException):
                     raise

@@ -68,12 +68,17 @@ class Reader:
                 self._open[path] = self._files.enter_context(safe_open(path, framework="pt"))
             tensor = self._open[path].get_tensor(name)
         if tuple(tensor.shape) != info.shape or (info.dtype is not None and tensor.dtype != info.dtype):
-            raise CheckpointError(path, f"was changed while it was read, at {name}.", "Load it again.")
+            raise changed_file(path, name)
         return tensor
 
     def get(self, name: str, device: torch.device) -> torch.Tensor:
         """One tensor on ``device``; on the CPU it stays mapped."""
         return self.get_tensor(name).to(device)
+
+
+def changed_file(path: str, name: str) -> CheckpointError:
+    """For a file whose tensor ``name`` is not what its header said when the checkpoint was opened."""
+    return CheckpointError(path, f"was changed while it was read, at {name}.", "Load it again.")
 
 
 def open_checkpoint(path: str | os.PathLike, component: str = "") -> Checkpoint:

@@ -16,8 +16,9 @@ PIPELINE_INDEX = "model_index.json"
 # as diffusers and transformers name them, first choice first
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 INDEX_SUFFIX = ".safetensors.index.json"
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _INDEX = re.compile(r".+\.safetensors\.index(\.[\w-]+)?\.json")
-_LARGEST_JSON = 2 * 2**20  # bytes; the index of a FLUX takes 0.1 MB, of one packed with nested statistics 0.3
+LARGEST_JSON = 2 * 2**20  # bytes; the index of a FLUX takes 0.1 MB, of one packed with nested statistics 0.3
 _INCOMPLETE_REMEDY = "The folder is incomplete or damaged: download it again."
 
 
@@ -85,7 +86,7 @@ def weight_files(path: str) -> tuple[list[str], frozenset[str]]:
             f"holds several safetensors files and no index that tells how they belong together: {', '.join(files)}.",
             f"Name the one to use {WEIGHTS[0]}, or add the missing *{INDEX_SUFFIX}.",
         )
-    pickles = [name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt"))]
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if pickles:
         raise CheckpointError(path, f"holds its weights only as a pickle ({pickles[0]}).", PICKLE_REMEDY)
     raise CheckpointError(path, "holds no .safetensors file.", _INCOMPLETE_REMEDY)
@@ -137,8 +138,8 @@ def read_json(path: str) -> dict[str, Any]:
     require_regular(path)
     try:
         with open(path, "rb") as file:
-            content = file.read(_LARGEST_JSON + 1)
-        if len(content) > _LARGEST_JSON:
+            content = file.read(LARGEST_JSON + 1)
+        if len(content) > LARGEST_JSON:
             raise ValueError("it is too large")
         value = json.loads(content)
         if not isinstance(value, dict):

@@ -130,6 +130,22 @@ def raw_header(path: str) -> tuple[bytes, int]:
         ) from error
 
 
+def tensor_places(path: str) -> dict[str, tuple[TensorInfo, int]]:
+    """name -> (what the header says of the tensor, where its bytes begin in the file), checked.
+
+    Raises:
+        CheckpointError: as :func:`read_header`.
+    """
+    header, data_size = raw_header(path)
+    return {
+        name: (
+            TensorInfo(tuple(entry["shape"]), DTYPES.get(entry["dtype"]), path),
+            8 + len(header) + entry["data_offsets"][0],
+        )
+        for name, entry in _require_consistent(path, header, data_size).items()
+    }
+
+
 def _require_format(path: str, start: bytes):
     if len(start) < 9:
         raise CheckpointError(path, "is empty.", DAMAGED_REMEDY)
@@ -153,11 +169,14 @@ def explained(path: str) -> Iterator[None]:
         raise CheckpointError(path, f"cannot be read ({error}).", DAMAGED_REMEDY) from error
 
 
-def _require_consistent(path: str, header: bytes, data_size: int, refused: bool = False):
+def _require_consistent(path: str, header: bytes, data_size: int, refused: bool = False) -> dict[str, dict[str, Any]]:
     """Check that each tensor is named once, has the bytes that it says, and that they follow each other.
 
     Args:
         refused: whether safetensors did refuse the header, so that a dtype unknown here is to blame if nothing else is.
+
+    Returns:
+        name -> its entry.
     """
 
     def refuse(cause: str):
@@ -195,6 +214,7 @@ def _require_consistent(path: str, header: bytes, data_size: int, refused: bool 
     if refused and unknown is not None:
         dtype = _short(entries[unknown]["dtype"])
         refuse(f"its entry for {_short(unknown)} has the dtype {dtype}, which is none or does not fill its bytes")
+    return entries
 
 
 def _fault(entry: Any, data_size: int) -> str | None:

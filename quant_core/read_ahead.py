@@ -6,7 +6,6 @@ or the bus. Here threads read the next pieces into a ring of pinned buffers whil
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections import deque
@@ -14,15 +13,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 
-from .checkpoint import Reader
+from .checkpoint import Reader, changed_file
 from .errors import CheckpointError
-from .header import DAMAGED_REMEDY, TensorInfo
+from .header import DAMAGED_REMEDY, TensorInfo, explained, tensor_places
 
 PIECE = 16 * 2**20  # bytes
-PIECES = 24  # pinned at a time
+PIECES = 24  # pinned at a time, at the most
 THREADS = 8
 SMALLEST = 2**20  # bytes; below, mapping costs nothing
 PATIENCE = 0.5  # seconds without a piece before the caller is asked whether to go on
@@ -50,6 +50,9 @@ class ReadAhead:
 
     Any other tensor, and any order, works too and is read when asked for. ``pause`` is called while waiting for a slow
     disk; what it raises ends the waiting.
+
+    Raises:
+        CheckpointError: a file cannot be read any more, or is not the one whose header is in ``tensors``.
     """
 
     def __init__(
@@ -65,16 +68,18 @@ class ReadAhead:
         self._device = device
         self._pause = pause
         self._order = deque(name for name in names if _nbytes(tensors[name]) >= SMALLEST)
-        self._starts = _starts({tensors[name].file for name in self._order})
+        self._starts = _starts({name: tensors[name] for name in self._order})
         self._pieces = self._all_pieces()
         self._coming: deque[Future[tuple[_Buffer, int]]] = deque()
         self._pool = ThreadPoolExecutor(THREADS, thread_name_prefix="quantflux-read")
         self._files: dict[str, int] = {}
         try:
-            self._files = {path: os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0)) for path in self._starts}
-            for _ in range(PIECES):
-                pinned = device.type == "cuda"
-                self._fetch(_Buffer(torch.empty(PIECE, dtype=torch.uint8, pin_memory=pinned)))
+            for path in {tensors[name].file for name in self._order}:
+                with explained(path):
+                    self._files[path] = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+            pinned = device.type == "cuda"
+            for piece in islice(self._pieces, PIECES):
+                self._fetch(piece, _Buffer(torch.empty(PIECE, dtype=torch.uint8, pin_memory=pinned)))
         except BaseException:
             self.close()
             raise
@@ -87,7 +92,7 @@ class ReadAhead:
         """One tensor on ``device``.
 
         Raises:
-            CheckpointError: the file cannot be read to the end.
+            CheckpointError: the file cannot be read to the end, or is not the one whose header was read.
         """
         if device != self._device or not self._order or self._order[0] != name:
             return self._reader.get(name, device)
@@ -105,7 +110,8 @@ class ReadAhead:
                 buffer.copied = torch.cuda.Event()
                 buffer.copied.record()
             filled += size
-            self._fetch(buffer)
+            for piece in islice(self._pieces, 1):
+                self._fetch(piece, buffer)
         return whole.view(info.dtype).reshape(info.shape)
 
     def close(self):
@@ -116,15 +122,13 @@ class ReadAhead:
     def _all_pieces(self) -> Iterator[_Piece]:
         for name in list(self._order):
             info = self._tensors[name]
-            start = self._starts[info.file][name]
+            start = self._starts[name]
             stop = start + _nbytes(info)
             for at in range(start, stop, PIECE):
                 yield _Piece(info.file, at, min(at + PIECE, stop))
 
-    def _fetch(self, buffer: _Buffer):
-        piece = next(self._pieces, None)
-        if piece is not None:
-            self._coming.append(self._pool.submit(self._read, piece, buffer))
+    def _fetch(self, piece: _Piece, buffer: _Buffer):
+        self._coming.append(self._pool.submit(self._read, piece, buffer))
 
     def _read(self, piece: _Piece, buffer: _Buffer) -> tuple[_Buffer, int]:
         if buffer.copied is not None:
@@ -133,7 +137,8 @@ class ReadAhead:
         view = memoryview(buffer.data.numpy())[:size]
         filled = 0
         while filled < size:
-            got = os.preadv(self._files[piece.path], [view[filled:]], piece.start + filled)
+            with explained(piece.path):
+                got = os.preadv(self._files[piece.path], [view[filled:]], piece.start + filled)
             if got == 0:
                 raise CheckpointError(piece.path, "ended while it was read.", DAMAGED_REMEDY)
             filled += got
@@ -154,6 +159,9 @@ def read_ahead(
         tensors: headers of the files.
         names: tensors in the order in which they will be asked for.
         pause: called now and then while waiting for the disk; what it raises ends the reading.
+
+    Raises:
+        CheckpointError: as :class:`ReadAhead`.
     """
     if device.type != "cuda" or not hasattr(os, "preadv"):
         yield reader
@@ -169,13 +177,17 @@ def _nbytes(info: TensorInfo) -> int:
     return math.prod(info.shape) * info.dtype.itemsize if info.dtype else 0
 
 
-def _starts(paths: Iterable[str]) -> dict[str, dict[str, int]]:
-    """path -> tensor -> where its bytes begin in the file. safetensors checked these headers when it opened them."""
+def _starts(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """tensor -> where its bytes begin in its file, whose header is read again.
+
+    Raises:
+        CheckpointError: the file cannot be read, or it has another tensor of that name now.
+    """
+    places = {path: tensor_places(path) for path in {info.file for info in tensors.values()}}
     starts = {}
-    for path in paths:
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        starts[path] = {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items()}
+    for name, info in tensors.items():
+        # the number of bytes follows from shape and dtype
+        found, starts[name] = places[info.file].get(name, (None, 0))
+        if found != info:
+            raise changed_file(info.file, name)
     return starts

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderTiny, FluxTransformer2DModel
 from einops import rearrange
+from native_names import native_state_dict, swap_halves
 from quantflux.quant_core.flux import names
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -179,7 +180,7 @@ def _diffusers_state_dict(native: dict[str, Tensor], rows: dict[str, Tensor]) ->
         parts = names.diffusers_parts(module)
         for leaf in ("weight", "bias"):
             stacked = native[f"{module}.{leaf}"]
-            stacked = names.swap_halves(stacked) if module in names.SWAPPED_HALVES else stacked
+            stacked = swap_halves(stacked) if module in names.SWAPPED_HALVES else stacked
             sizes = [len(rows[f"{part}.{leaf}"]) for part in parts]
             state |= dict(zip([f"{part}.{leaf}" for part in parts], stacked.split(sizes), strict=True))
     return state
@@ -200,7 +201,7 @@ def save(model: TinyFlux, folder: Path, used_t5: Tensor, used_clip: Tensor) -> N
     taesd = _taesd_names(model.taef)
     taef = {taesd[name]: v for name, v in states["taef"].items()}
     taef |= {"vae_scale": torch.tensor(VAE_SCALE), "vae_shift": torch.tensor(VAE_SHIFT)}
-    files = {"flux": names.native_state_dict(states["flux"]), "t5": t5, "clip_l": clip_l, "taef": taef}
+    files = {"flux": native_state_dict(states["flux"]), "t5": t5, "clip_l": clip_l, "taef": taef}
     folder.mkdir(parents=True, exist_ok=True)
     for part, state in files.items():
         keep = {"vae_scale", "vae_shift"}  # rounded, they would differ from the host's latent format

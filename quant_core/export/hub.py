@@ -7,12 +7,12 @@ workflow files, and in the pictures that are shared.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 from huggingface_hub.errors import (
-    HfHubHTTPError,
     HFValidationError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -20,13 +20,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
+from ..folder import INDEX_SUFFIX
 from ..hub import HubError
+from ..hub.listing import REQUEST_ERRORS
 from .card import folder_files, model_card
 
 CARD = "README.md"
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN, with a token that may write"
-# huggingface_hub's client is requests, httpx or httpx2; all that a request may fail with is among these
-_REQUEST_ERRORS = (*HfHubHTTPError.__bases__, OSError)
+_SUFFIX = ".safetensors"
+_SHARD = re.compile(r"-\d{5}-of-\d{5}$")
 
 
 def push_to_hub(
@@ -41,7 +43,8 @@ def push_to_hub(
     """Upload a folder that :func:`save_diffusers_folder` wrote: ``config.json`` first, then the weights, then a card.
 
     Each is a commit of its own, so that a repository with weights always tells how they are packed. A card that the
-    repository has already stays as it is. Uploading again continues where an upload was broken off.
+    repository has already stays as it is. Uploading again continues where an upload was broken off. Weights that an
+    earlier upload left there under the same name, in fewer or more files, are deleted with the commit of the new ones.
 
     Args:
         repo_id: ``owner/name``; it is made where it does not exist.
@@ -69,17 +72,37 @@ def push_to_hub(
         if revision is not None:
             api.create_branch(repo_id, branch=revision, exist_ok=True)
 
-        def commit(message: str, operations: Sequence[CommitOperationAdd]) -> str:
+        def commit(message: str, operations: Sequence[CommitOperationAdd | CommitOperationDelete]) -> str:
             return api.create_commit(repo_id, operations, commit_message=message, revision=revision).commit_url
 
         commit("Add the config", [CommitOperationAdd(config, os.path.join(folder, config))])
+        there = [entry.path for entry in api.list_repo_tree(repo_id, revision=revision)]
         url = commit(
             commit_message or "Add the quantized weights",
-            [CommitOperationAdd(name, os.path.join(folder, name)) for name in weights],
+            [
+                *(CommitOperationAdd(name, os.path.join(folder, name)) for name in weights),
+                *(CommitOperationDelete(name) for name in _replaced(there, weights)),
+            ],
         )
         if not api.file_exists(repo_id, CARD, revision=revision):
             commit("Add a model card", [CommitOperationAdd(CARD, str(card).encode())])
     return url
+
+
+def _replaced(there: Iterable[str], weights: Collection[str]) -> list[str]:
+    """Which files of the repository the new ``weights`` take the place of: those of the same stem, and their index.
+
+    Loaders prefer a single file to an index, and so would take the weights of before.
+    """
+    stems = {_stem(name) for name in weights}
+    return [name for name in there if _stem(name) in stems and name not in weights]
+
+
+def _stem(name: str) -> str | None:
+    """``model`` of ``model.safetensors``, one of its shards or their index; None for a file that is none of these."""
+    if name.endswith(INDEX_SUFFIX):
+        return name.removesuffix(INDEX_SUFFIX)
+    return _SHARD.sub("", name.removesuffix(_SUFFIX)) if name.endswith(_SUFFIX) else None
 
 
 @contextmanager
@@ -124,7 +147,7 @@ def _explained(repo_id: str) -> Iterator[None]:
 def _request_error(error: BaseException | None) -> BaseException | None:
     """The failed request that ``error`` is, or was raised for: uploads of several files wrap it."""
     while error is not None:
-        if isinstance(error, _REQUEST_ERRORS):
+        if isinstance(error, REQUEST_ERRORS):
             return error
         error = error.__cause__
     return None

@@ -16,7 +16,7 @@ import torch
 from ..checkpoint import Checkpoint
 from ..config import QuantConfig, compute_dtype_name
 from ..flux.config import FluxConfig
-from ..header import explained
+from ..header import raw_header
 from ..recipe import METADATA_KEY
 from ..source import Source
 from ..t5 import T5Config
@@ -91,12 +91,14 @@ def header_sha256(checkpoint: Checkpoint) -> str:
     in the order of their names.
 
     It tells files with other tensors, shapes or metadata apart without reading gigabytes; not other values.
+
+    Raises:
+        CheckpointError: a file is gone, or another one without such a header.
     """
     digest = hashlib.sha256()
     for path in sorted({info.file for info in checkpoint.tensors.values()}):
-        with explained(path), open(path, "rb") as file:
-            length = file.read(8)
-            digest.update(length + file.read(int.from_bytes(length, "little")))
+        header, _ = raw_header(path)
+        digest.update(len(header).to_bytes(8, "little") + header)
     return digest.hexdigest()
 
 

@@ -8,9 +8,7 @@ output rows are stacked in the listed order, weights and biases alike. ``{}`` st
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
-
-import torch
+from collections.abc import Iterable
 
 # native module -> diffusers modules whose rows it stacks
 LINEARS: dict[str, tuple[str, ...]] = {
@@ -89,39 +87,3 @@ def native_names(templates: Iterable[str], double_blocks: int, single_blocks: in
         else:
             names.append(template)
     return names
-
-
-def swap_halves(tensor: torch.Tensor) -> torch.Tensor:
-    """``tensor`` with the two halves of its rows exchanged."""
-    first, second = tensor.chunk(2)
-    return torch.cat((second, first))
-
-
-def native_state_dict(diffusers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A whole 16-bit diffusers transformer under native names.
-
-    Source of the map: diffusers' own ``convert_flux_transformer_checkpoint_to_diffusers``, read backwards.
-    Modules that the model does not have (no guidance embedding, say) are left out.
-
-    Raises:
-        KeyError: a module has some of its parts and lacks others.
-    """
-    double_blocks = _count(diffusers, "transformer_blocks.")
-    single_blocks = _count(diffusers, "single_transformer_blocks.")
-    native: dict[str, torch.Tensor] = {}
-    for module in native_names(LINEARS, double_blocks, single_blocks):
-        parts = diffusers_parts(module)
-        for leaf in ("weight", "bias"):
-            if f"{parts[0]}.{leaf}" not in diffusers:
-                continue
-            rows = torch.cat([diffusers[f"{part}.{leaf}"] for part in parts])
-            native[f"{module}.{leaf}"] = swap_halves(rows) if module in SWAPPED_HALVES else rows
-    for template, source in NORMS.items():
-        number_of_blocks = double_blocks if template.startswith("double") else single_blocks
-        for i in range(number_of_blocks):
-            native[template.format(i)] = diffusers[source.format(i)]
-    return native
-
-
-def _count(names: Iterable[str], prefix: str) -> int:
-    return len({name[len(prefix) :].split(".", 1)[0] for name in names if name.startswith(prefix)})

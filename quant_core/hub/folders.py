@@ -8,12 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..folder import CONFIG, INDEX_SUFFIX, WEIGHTS, is_index, is_plain_file_name
+from ..folder import CONFIG, INDEX_SUFFIX, PICKLES, WEIGHTS, is_index, is_plain_file_name
 from ..identify import FLUX, T5, Kind
 from .listing import Listing
 from .repo import HubError, Repo
 
-PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _SHOWN = 12  # names that a message lists
 
 

@@ -21,7 +21,7 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import CheckpointError
-from ..folder import read_json
+from ..folder import LARGEST_JSON, read_json
 from ..header import DTYPES, read_header
 from .progress import Progress, Tally, run_watched
 from .repo import HubError, Repo
@@ -29,7 +29,6 @@ from .repo import HubError, Repo
 # Whatever a request may fail with. Depending on its version, huggingface_hub speaks through requests, httpx or httpx2;
 # HfHubHTTPError inherits from its client's base class, and the failures of requests are OSErrors.
 REQUEST_ERRORS = (*HfHubHTTPError.__bases__, OSError)
-_LARGEST_JSON = 4 * 2**20  # bytes; the index of a FLUX takes 0.1 MB
 _LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -80,10 +79,11 @@ class RemoteListing:
         return {tensor: DTYPES.get(info.dtype) for tensor, info in header.tensors.items()}
 
     def json(self, name: str) -> dict[str, Any]:
-        if (self._sizes[name] or 0) > _LARGEST_JSON:
+        size = self._size(name)
+        if size > LARGEST_JSON:
             raise HubError(
                 self._repo.text,
-                f"{name} has {self._sizes[name]} bytes, which is too much for such a file.",
+                f"{name} has {size} bytes, which is too much for such a file.",
                 "Get the model from a source that you trust.",
             )
         return _json(self._repo, name, self._file(name))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from ..errors import ConfigError
+from ..errors import ConfigError, legible
 
 # no part of a revision may start with a dot: the cache keeps it as a path
 _REVISION = re.compile(r"[A-Za-z0-9_][\w.+-]*(/[A-Za-z0-9_][\w.+-]*)*", re.ASCII)
@@ -25,9 +25,9 @@ class HubError(ValueError):
 
     def __init__(self, hub_repo: str, cause: str, remedy: str):
         self.hub_repo = hub_repo
-        self.cause = cause
+        self.cause = legible(cause)
         self.remedy = remedy
-        super().__init__(f"{hub_repo}: {cause} {remedy}")
+        super().__init__(f"{hub_repo}: {self.cause} {remedy}")
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,8 @@ def choose(
                 continue
             costs.append(Cost(layer, recipe, nbytes, error))
 
-    budget = math.floor(config.budget_gib * GIB)
+    # no more than all of the model at 16 bit: in bytes, a huge budget is infinite
+    budget = math.floor(min(config.budget_gib * GIB, sum(tensor.nbytes for tensor in tensors.values())))
     open_names = {f"{m}.weight" for own in members.values() for m in own}
     fixed = sum(tensor.nbytes for name, tensor in tensors.items() if name not in open_names)
     try:

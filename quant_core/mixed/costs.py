@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 import os
 from collections.abc import Iterable
@@ -57,16 +58,22 @@ def write_costs(path: str | os.PathLike, costs: Iterable[Cost], comment: str = "
 
     Args:
         comment: lines for the top of the file, such as what was measured and where.
+
+    Raises:
+        SaveError: the file cannot be written; one that was there before stays.
     """
-    partial = f"{os.fspath(path)}.partial"
-    with open(partial, "w", encoding="utf-8", newline="") as file:
-        file.writelines(f"# {line}\n" for line in comment.splitlines())
-        rows = csv.writer(file, lineterminator="\n")
-        rows.writerow(COLUMNS)
-        for cost in costs:
-            if cost.recipe.precision != "none":
-                rows.writerow((cost.layer, cost.recipe.describe(), f"{cost.squared_error:.6g}"))
-    os.replace(partial, path)
+    # only here: what saves a model knows its source, which knows the costs
+    from ..export.atomic import atomic_file
+
+    text = io.StringIO()
+    text.writelines(f"# {line}\n" for line in comment.splitlines())
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(COLUMNS)
+    for cost in costs:
+        if cost.recipe.precision != "none":
+            rows.writerow((cost.layer, cost.recipe.describe(), f"{cost.squared_error:.6g}"))
+    with atomic_file(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def read_costs(path: str | os.PathLike) -> dict[str, dict[str, float]]:

@@ -56,6 +56,8 @@ def plan(costs: Iterable[Cost], budget_bytes: int) -> dict[str, Cost]:
     smallest = sum(own[0].nbytes for own in options.values())
     if smallest > budget_bytes:
         raise BudgetError(smallest, budget_bytes)
+    # more than all layers take changes nothing, and may be more than an int64 holds
+    budget_bytes = min(budget_bytes, sum(own[-1].nbytes for own in options.values()))
     greedy, price = _greedy(options, budget_bytes)
     return _search(options, budget_bytes, greedy, price)
 

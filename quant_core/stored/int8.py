@@ -14,13 +14,13 @@ from ..errors import CheckpointError
 from ..header import TensorInfo
 from ..kernels.int8_reference import FLOAT16_MAX
 from ..layouts import Int8Layout
+from .four_bit import DAMAGED_REMEDY
 
 SCALES = ".SCB"
 FORMAT = ".weight_format"
 # bitsandbytes packs from float16; so even -128 times scale / 127 stays within it
 LARGEST_SCALE = FLOAT16_MAX * 127 / 128
 ROW_MAJOR = 0  # the others are GPU layouts that bitsandbytes gave up
-DAMAGED_REMEDY = "The file is damaged, or was not written by bitsandbytes: download it again, or use another."
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """Which server an address is, and how it is reached. (What a ComfyUI answers is in tests/e2e.)"""
 
 import base64
+import hashlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -25,9 +26,37 @@ class Recorder(BaseHTTPRequestHandler):
         pass
 
 
+class Leaver(BaseHTTPRequestHandler):
+    """Takes a workflow and a websocket, and closes that in the websocket's own way, as a ComfyUI that ends does."""
+
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self):  # noqa: N802
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        self.end_headers()
+        self.wfile.write(b"\x88\x02\x03\xe9")  # a close frame: going away
+        self.rfile.read(8)  # the client's own
+        self.close_connection = True
+
+    def do_POST(self):  # noqa: N802
+        self.rfile.read(int(self.headers["Content-Length"]))
+        body = b'{"prompt_id": "1"}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture
-def server():
-    with ThreadingHTTPServer(("127.0.0.1", 0), Recorder) as running:
+def server(request):
+    with ThreadingHTTPServer(("127.0.0.1", 0), getattr(request, "param", Recorder)) as running:
         running.asked = []
         running.address = f"127.0.0.1:{running.server_port}"
         threading.Thread(target=running.serve_forever, args=(0.01,)).start()
@@ -95,6 +124,12 @@ def test_a_server_elsewhere_is_reached_through_the_proxy(server, dead_proxy, mon
 def test_what_is_no_comfyui_is_told(server, route):
     with pytest.raises(ServerGone, match=rf"no ComfyUI answers at http://{server.address}: {route} is not JSON there"):
         ComfyClient(server.address).get(route)
+
+
+@pytest.mark.parametrize("server", [Leaver], indirect=True)
+def test_a_websocket_that_the_server_closes_is_told_as_a_server_that_is_gone(server):
+    with pytest.raises(ServerGone, match=f"no ComfyUI answers at http://{server.address}: it closed the connection"):
+        ComfyClient(server.address).run({}, timeout=20)
 
 
 def test_what_is_no_address_is_refused():

@@ -7,7 +7,8 @@ import torch
 from comfy_client import PromptFailed
 from comfy_host import ComfyHost
 from hub_server import running_hub
-from quantflux.quant_core.flux.names import NORMS, SWAPPED_HALVES, diffusers_parts, swap_halves
+from native_names import swap_halves
+from quantflux.quant_core.flux.names import NORMS, SWAPPED_HALVES, diffusers_parts
 from read_picture import pixel_hash
 from safetensors.torch import load_file, save
 from template_models import HUB_REPO, add_stand_ins, packed_pipeline, small

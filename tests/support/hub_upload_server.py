@@ -27,6 +27,7 @@ _ROUTES = {
     r"POST /(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch": "lfs_batch",
     r"PUT /lfs/(?P<oid>[0-9a-f]{64})": "lfs_put",
     r"POST /lfs/(?P<oid>[0-9a-f]{64})/verify": "lfs_verify",
+    r"GET /api/models/(?P<repo>[^/]+/[^/]+)/tree/(?P<revision>[^/]+)/?": "list_root",
     r"HEAD /(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)": "head_file",
 }
 
@@ -37,6 +38,7 @@ class Commit:
     revision: str
     message: str
     files: dict[str, bytes]
+    deleted: list[str]
 
 
 @dataclass
@@ -73,6 +75,9 @@ def running_upload_hub():
 class _Handler(BaseHTTPRequestHandler):
     hub: UploadHub
     protocol_version = "HTTP/1.1"
+
+    def do_GET(self):
+        self._answer()
 
     def do_HEAD(self):
         self._answer()
@@ -172,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200 if same else 404)
 
     def _commit(self, body: bytes, repo: str, revision: str):
-        message, files = "", {}
+        message, files, deleted = "", {}, []
         for line in body.splitlines():
             item = json.loads(line)
             value = item["value"]
@@ -182,10 +187,26 @@ class _Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif item["key"] == "lfsFile":
                 files[value["path"]] = self.hub.objects[value["oid"]]
-        self.hub.commits.append(Commit(repo, revision, message, files))
+            elif item["key"] == "deletedFile":
+                deleted.append(value["path"])
+        self.hub.commits.append(Commit(repo, revision, message, files, deleted))
         self.hub.branches[repo][revision].update(files)
+        for path in deleted:
+            del self.hub.branches[repo][revision][path]
         oid = hashlib.sha1(str(len(self.hub.commits)).encode()).hexdigest()
         self._json({"commitUrl": f"{self.hub.url}/{repo}/commit/{oid}", "commitOid": oid})
+
+    def _list_root(self, body: bytes, repo: str, revision: str):
+        files = self.hub.branches.get(repo, {}).get(revision)
+        if files is None:
+            return self._send(404, {"X-Error-Code": "RevisionNotFound"})
+        entries = [
+            {"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+            for name, data in files.items()
+            if "/" not in name
+        ]
+        folders = {name.split("/")[0] for name in files if "/" in name}
+        self._json([*entries, *({"type": "directory", "path": name, "oid": "0" * 40} for name in folders)])
 
     def _head_file(self, body: bytes, repo: str, revision: str, file: str):
         files = self.hub.branches.get(repo, {}).get(revision)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 import torch
 import transformers
-from quantflux.quant_core.flux.names import native_state_dict
+from native_names import native_state_dict
 from safetensors.torch import save_file
 
 FLUX_SIZES = {

@@ -9,12 +9,13 @@ import pytest
 import torch
 import transformers
 from format_files import values_of
+from native_names import native_state_dict
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
 from quantflux.quant_core.export import SaveError, provenance_of, save_diffusers_folder
 from quantflux.quant_core.export.contents import also_skipped
-from quantflux.quant_core.flux.names import NORMS, diffusers_parts, native_state_dict
+from quantflux.quant_core.flux.names import NORMS, diffusers_parts
 from quantflux.quant_core.layouts import dequantize, is_packed
 from quantflux.quant_core.quantize import load
 from quantflux.quant_core.source import flux_source, t5_source

@@ -68,6 +68,39 @@ def test_uploading_again_sends_no_weights_and_leaves_the_card_alone(hub, folder)
     assert hub.branches[REPO]["main"]["README.md"].endswith(b"Written by hand.")
 
 
+STEM = "diffusion_pytorch_model"
+BEFORE = {
+    "one file": [f"{STEM}.safetensors"],
+    "more shards": [f"{STEM}.safetensors.index.json", *(f"{STEM}-0000{i}-of-00009.safetensors" for i in range(1, 10))],
+}
+OTHERS = [
+    "README.md", "samples/diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors",
+    "model.safetensors", "model.safetensors.index.json", "pytorch_lora_weights.safetensors",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("before", BEFORE.values(), ids=BEFORE)
+@pytest.mark.parametrize("revision", [None, "v2"])
+def test_weights_of_an_earlier_upload_go_with_the_commit_of_the_new_ones(hub, folder, before, revision):
+    hub.branches[REPO] = {"main": dict.fromkeys([*OTHERS, *before], b"before")}
+    push_to_hub(folder, REPO, revision=revision, endpoint=hub.url)
+    config, weights = hub.commits
+    new = {file.name for file in folder.iterdir()}
+    assert hub.branches[REPO][revision or "main"].keys() == new | set(OTHERS)
+    assert config.deleted == [] and set(weights.deleted) == set(before) - new
+
+
+def test_shards_and_their_index_go_when_the_new_weights_are_one_file(hub, loaded_flux, tmp_path):
+    push_to_hub(saved(loaded_flux, tmp_path / "shards", "2MB"), REPO, endpoint=hub.url)
+    push_to_hub(saved(loaded_flux, tmp_path / "whole", "5GB"), REPO, endpoint=hub.url)
+    assert hub.branches[REPO]["main"].keys() == {"README.md", "config.json", f"{STEM}.safetensors"}
+
+
+def saved(loaded_flux, path, shard_size):
+    save_diffusers_folder(path, *loaded_flux(QuantConfig("nf4")), shard_size=shard_size)
+    return path
+
+
 def test_an_upload_that_broke_off_has_left_the_config_and_goes_on(hub, folder):
     hub.failing["lfs_put"] = 400
     with pytest.raises(HubError, match="the upload broke off .HTTP 400.*upload again"):

@@ -3,6 +3,8 @@
 import hashlib
 import json
 import re
+import shutil
+import struct
 from pathlib import Path
 
 import bitsandbytes.functional as bnb
@@ -14,6 +16,7 @@ from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import FLOAT8, QuantConfig
 from quantflux.quant_core.errors import CheckpointError
 from quantflux.quant_core.export import provenance_of, save_single_file
+from quantflux.quant_core.header import LARGEST_HEADER
 from quantflux.quant_core.layouts import dequantize, is_packed, plain_tensors
 from quantflux.quant_core.quantize import load
 from quantflux.quant_core.recipe import METADATA_KEY
@@ -173,6 +176,14 @@ def test_progress_counts_all_bytes(loaded_flux, tmp_path):
     assert list(done) == sorted(done) and len(set(total)) == 1
     assert done[-1] == total[0]
     assert 0 < size - total[0] < 100_000
+
+
+def test_a_source_that_is_another_file_by_now_is_refused_and_not_read_whole(flux_file, tmp_path):
+    path = shutil.copy(flux_file, tmp_path / "flux.safetensors")
+    source = flux_source(open_checkpoint(path))
+    path.write_bytes(struct.pack("<Q", LARGEST_HEADER + 1) + b"{" + b" " * LARGEST_HEADER)
+    with pytest.raises(CheckpointError, match=r"flux\.safetensors: has a header of"):
+        provenance_of(source)
 
 
 def test_a_file_of_the_hub_cache_tells_its_repository(loaded_flux, flux_file, tmp_path):

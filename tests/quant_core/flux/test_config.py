@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from native_names import native_state_dict
 from quantflux.quant_core.assembly import Assembly
 from quantflux.quant_core.errors import CheckpointError
 from quantflux.quant_core.flux.config import FluxConfig, read_flux_config
-from quantflux.quant_core.flux.names import native_state_dict
 from quantflux.quant_core.stored.plain import Plain
 from small_models import FLUX_SIZES
 

@@ -1,7 +1,8 @@
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-from quantflux.quant_core.flux.names import LINEARS, diffusers_parts, native_state_dict
+from native_names import native_state_dict
+from quantflux.quant_core.flux.names import LINEARS, diffusers_parts
 
 SIZES = {
     "num_layers": 2,

@@ -8,7 +8,7 @@ import pytest
 import small_models
 import torch
 from format_files import flux_folder_by_diffusers
-from quantflux.quant_core.flux.names import native_state_dict
+from native_names import native_state_dict
 
 
 @pytest.fixture(autouse=True, scope="module")

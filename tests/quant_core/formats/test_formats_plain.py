@@ -15,10 +15,10 @@ from loading_formats import (
     require_values,
     saved,
 )
+from native_names import native_state_dict
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.flux.config import FluxConfig
-from quantflux.quant_core.flux.names import native_state_dict
 from quantflux.quant_core.identify import FLUX
 from quantflux.quant_core.quantize import load
 from quantflux.quant_core.source import clip_l_source, flux_source, t5_source

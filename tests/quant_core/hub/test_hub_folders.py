@@ -8,6 +8,7 @@ import hub_server
 import pytest
 from hub_server import NOWHERE, file_of, folder_of
 from quantflux.quant_core.checkpoint import open_checkpoint
+from quantflux.quant_core.folder import LARGEST_JSON
 from quantflux.quant_core.hub import HubError
 from quantflux.quant_core.identify import FLUX, T5
 
@@ -122,9 +123,11 @@ def test_an_unusable_index_is_named(hub, fetch, content):
         fetch("owner/name")
 
 
-def test_an_index_of_absurd_size_is_refused_before_it_is_downloaded(hub, fetch):
-    hub.add("owner/name", pipeline() | {INDEX: bytes(5 * 2**20)})
-    with pytest.raises(HubError, match=f"{INDEX} has 5242880 bytes"):
+@pytest.mark.parametrize("lists_sizes", [True, False])
+def test_an_index_of_absurd_size_is_refused_before_it_is_downloaded(hub, fetch, lists_sizes):
+    hub.lists_sizes = lists_sizes
+    hub.add("owner/name", pipeline() | {INDEX: bytes(LARGEST_JSON + 1)})
+    with pytest.raises(HubError, match=f"{INDEX} has 2097153 bytes"):
         fetch("owner/name")
     assert INDEX not in hub.downloads()
 

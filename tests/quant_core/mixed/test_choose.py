@@ -107,8 +107,9 @@ def test_the_description_tells_how_many_layers_have_which_precision(model_file):
     assert flux_source(open_checkpoint(model_file), QuantConfig("nf4", skip_modules=("img_in",))).describe() == "nf4"
 
 
-def test_a_budget_above_16_bit_packs_nothing(model_file):
-    source = source_of(model_file, 1.0)
+@pytest.mark.parametrize("budget", [1.0, 1e12, 1e300])
+def test_a_budget_above_16_bit_packs_nothing(model_file, budget):
+    source = source_of(model_file, budget)
     assert (
         not source.packed
         and source.config.precision == "none"

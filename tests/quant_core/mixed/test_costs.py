@@ -1,9 +1,13 @@
 """The table of costs: what is offered, and the file that keeps it."""
 
+import errno
+import os
+
 import pytest
 import torch
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import CheckpointError
+from quantflux.quant_core.export import SaveError
 from quantflux.quant_core.mixed import Cost, candidates, read_costs, write_costs
 
 
@@ -34,6 +38,28 @@ def test_a_written_table_is_read_back(tmp_path):
     for cost in costs:
         assert table[cost.layer][cost.recipe.describe()] == pytest.approx(cost.squared_error, rel=1e-5)
     assert "16-bit" not in table["img_in"]
+
+
+@pytest.mark.parametrize("fails", ["the disk", "the costs"])
+def test_a_table_that_cannot_be_written_leaves_the_old_one_and_nothing_else(tmp_path, monkeypatch, fails):
+    path = tmp_path / "model.safetensors.costs.csv"
+    write_costs(path, [Cost("img_in", QuantConfig("nf4"), 7, 1.0)])
+    old = path.read_bytes()
+
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def costs():
+        yield Cost("img_in", QuantConfig("nf4"), 7, 2.0)
+        if fails == "the costs":
+            raise InterruptedError
+
+    if fails == "the disk":
+        # what a disk that is full may only say when the file is forced to it
+        monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(SaveError if fails == "the disk" else InterruptedError):
+        write_costs(path, costs())
+    assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -155,3 +155,10 @@ def test_a_budget_for_everything_leaves_no_error():
     costs = [Cost("a", RECIPE, 1, 5.0), Cost("a", QuantConfig("none"), 4, 0.0), Cost("b", RECIPE, 1, 1.0)]
     assert [cost.nbytes for cost in plan(costs, 100).values()] == [4, 1]
     assert plan([], 0) == {}
+
+
+@pytest.mark.parametrize("budget", [2**63, 10**30, 2**1023])
+def test_a_budget_that_no_int64_holds_leaves_no_error_either(budget):
+    costs = [Cost("a", RECIPE, 1, 5.0), Cost("a", QuantConfig("none"), 4, 0.0), Cost("b", RECIPE, 1, 1.0)]
+    assert [cost.nbytes for cost in plan(costs, budget).values()] == [4, 1]
+    assert plan([], budget) == {}

@@ -16,10 +16,10 @@ import small_models
 import torch
 from bitsandbytes.functional import QuantState
 from dequantized import dequantized_4bit
+from native_names import native_state_dict
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import CheckpointError
-from quantflux.quant_core.flux.names import native_state_dict
 from quantflux.quant_core.identify import FLUX, FLUX_DIFFUSERS, T5
 from quantflux.quant_core.layouts import dequantize
 from quantflux.quant_core.quantize import load

@@ -7,9 +7,9 @@ import pytest
 import small_models
 import torch
 import transformers
+from native_names import native_state_dict
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.errors import CheckpointError
-from quantflux.quant_core.flux.names import native_state_dict
 from quantflux.quant_core.source import clip_l_source, flux_source, t5_source
 from safetensors.torch import save_file
 
