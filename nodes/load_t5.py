@@ -52,7 +52,13 @@ class QuantFluxLoadT5(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, t5_name: str, clip_l_name: str, config: QuantConfig | None = None, hub_repo: str = ""):
+    def fingerprint_inputs(
+        cls,
+        t5_name: str | None,
+        clip_l_name: str | None,
+        config: QuantConfig | None = None,
+        hub_repo: str | None = "",
+    ) -> tuple:
         return chosen_fingerprint(T5S, t5_name, hub_repo), chosen_fingerprint(CLIP_LS, clip_l_name)
 
     @classmethod

@@ -48,7 +48,9 @@ class QuantFluxLoadTransformer(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, model_name: str, config: QuantConfig | None = None, hub_repo: str = ""):
+    def fingerprint_inputs(
+        cls, model_name: str | None, config: QuantConfig | None = None, hub_repo: str | None = ""
+    ) -> tuple:
         return chosen_fingerprint(TRANSFORMERS, model_name, hub_repo)
 
     @classmethod

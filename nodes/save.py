@@ -27,7 +27,12 @@ class QuantFluxSave(io.ComfyNode):
             description="Writes a quantized transformer, a quantized T5, or both to the output folder, packed as they "
             "are: loading them again quantizes nothing. CLIP-L is not saved, since it is never quantized.",
             inputs=[
-                io.Model.Input("model", optional=True, tooltip="From Load Quantized Transformer, without LoRAs on it."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="From Load Quantized Transformer, or from Quantize Model (FLUX.1 only), without LoRAs on "
+                    "it.",
+                ),
                 io.Clip.Input(
                     "clip",
                     optional=True,

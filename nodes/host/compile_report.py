@@ -7,6 +7,7 @@ import logging
 import re
 import time
 from collections import Counter
+from weakref import WeakKeyDictionary
 
 import torch
 from torch._dynamo.utils import counters, get_compilation_metrics
@@ -15,7 +16,8 @@ from .compile_settings import CompileSettings
 from .node_text import show_on_node
 
 logger = logging.getLogger(__name__)
-_REPORTS = "quantflux_compile_reports"
+# by model: a copy of one begins without
+_REPORTS: WeakKeyDictionary[torch.nn.Module, dict[CompileSettings, CompileReport]] = WeakKeyDictionary()
 _MODULE = re.compile(r"_modules\['(\w+)'\]")
 
 
@@ -97,13 +99,11 @@ class CompileReport:
 
 
 def report_of(model: torch.nn.Module, settings: CompileSettings, modules: list[torch.nn.Module]) -> CompileReport:
-    """The report kept with ``model``, which all patchers share, for these settings."""
-    reports = vars(model).setdefault(_REPORTS, {})
-    # a copy of the model has a copy of its attributes
-    key = id(model), settings
-    if key not in reports:
-        reports[key] = CompileReport(settings, modules)
-    return reports[key]
+    """The report kept for as long as ``model``, which all patchers share, for these settings."""
+    reports = _REPORTS.setdefault(model, {})
+    if settings not in reports:
+        reports[settings] = CompileReport(settings, modules)
+    return reports[settings]
 
 
 def _reason(text: str | None) -> str | None:

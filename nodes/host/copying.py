@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
+import sys
 import types
 import uuid
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections import OrderedDict, deque
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import comfy.model_management as memory
 import comfy.model_patcher
 import torch
-from comfy.patcher_extension import PatcherInjection
 
 from ...quant_core.errors import ConfigError
 from ...quant_core.memory import readable
@@ -35,7 +35,12 @@ _STATE_OF_PATCHER = (
     "hook_patches_backup", "cached_hook_patches", "current_hooks", "is_injected", "cached_patcher_init",
     "clone_base_uuid",
 )  # fmt: skip
-_DEPTH = 8  # of what is looked into for layers
+# What is looked into for layers: containers, functions and objects in one another, so many deep.
+_DEPTH = 12
+# Not these. Who holds a patcher, which leads to all layers, loads that model as it is, and it stays as it is.
+_OPAQUE = (type, types.ModuleType, torch.Tensor, comfy.model_patcher.ModelPatcher)
+# Nor the attributes of objects from these, which lead far: loggers, threads, streams.
+_LIBRARIES = (sys.stdlib_module_names - {"types"}) | {"torch"}
 
 
 class ModelCopy:
@@ -205,7 +210,7 @@ def require_unheld(
         node: display name of the node that makes the copy.
 
     Raises:
-        ConfigError: the model was compiled, or another node's patch holds or changes one of them.
+        ConfigError: the model was compiled, or another node's patch or injection holds or changes one of them.
     """
     ids = {id(layer) for layer in layers.values()}
     compiled = any(by_key.get("torch.compile") for by_key in patcher.wrappers.values())
@@ -218,36 +223,61 @@ def require_unheld(
         value
         for path, module in plan.modules.items()
         for name, value in plan.attributes(module, path).items()
-        if name[0] != "_"
+        if name[0] != "_" and name not in (*_STATE_OF_LOADING, *_STATE_OF_LAYERS)
     ]
-    if compiled or changed or any(_holds(value, ids, _DEPTH) for value in (*outside, *attributes)):
+    if compiled or changed or _hold((*outside, *attributes), ids):
         raise ConfigError(
-            f"{input_name} was compiled, or another node holds its layers, and would go on using those. "
-            f"Put {node} right behind the loader, and that node behind {node}."
+            f"{input_name} was compiled, or another node holds its layers, and would go on using those. A LoRA loader "
+            f"in bypass mode does so too. Put {node} right behind the loader, and that node behind {node}."
         )
 
 
-def _holds(value: Any, layers: set[int], depth: int) -> bool:
-    """Whether ``value`` is, or a function or a collection in it refers to, one of ``layers``."""
-    if depth == 0:
-        return False
+def _hold(values: Iterable[Any], layers: set[int]) -> bool:
+    """Whether one of ``values`` is one of ``layers`` (ids), has it as a module, or leads to it."""
+    seen: dict[int, Any] = {}  # by id, and kept, so that no other object gets that id
+    for _ in range(_DEPTH):
+        new = {id(value): value for value in values if id(value) not in seen and not isinstance(value, _OPAQUE)}
+        modules = [value for value in new.values() if isinstance(value, torch.nn.Module)]
+        if any(id(module) in layers for value in modules for module in value.modules()):
+            return True
+        seen |= new
+        values = [one for value in new.values() for one in _within(value)]
+    return False
+
+
+def _within(value: Any) -> Iterator[Any]:
+    """What a container contains, a function encloses, or an object has as attributes."""
     if isinstance(value, torch.nn.Module):
-        return any(id(module) in layers for module in value.modules())
-    if isinstance(value, Mapping):
-        within = list(value.values())
-    elif isinstance(value, (list, tuple, set)):
-        within = list(value)
-    elif isinstance(value, functools.partial):
-        within = [value.func, *value.args, *value.keywords.values()]
-    elif isinstance(value, types.MethodType):
-        within = [value.__self__]
+        return
+    if isinstance(value, types.MethodType):
+        yield from (value.__self__, value.__func__)
     elif isinstance(value, types.FunctionType):
-        within = [*_enclosed(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-    elif isinstance(value, PatcherInjection):
-        within = [value.inject, value.eject]
-    else:
-        return False
-    return any(_holds(one, layers, depth - 1) for one in within)
+        yield from (*_enclosed(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values())
+    elif isinstance(value, functools.partial):
+        yield from (value.func, *value.args, *value.keywords.values())
+    elif isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        yield from value
+    if str(type(value).__module__).partition(".")[0] not in _LIBRARIES:
+        yield from _attributes(value)
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    """Those of the object itself, without asking its class, which may make some up."""
+    try:
+        yield from object.__getattribute__(value, "__dict__").values()
+    except AttributeError:
+        # it has only slots
+        pass
+    for base in type(value).__mro__:
+        for member in vars(base).values():
+            if isinstance(member, types.MemberDescriptorType):
+                try:
+                    yield member.__get__(value)
+                except AttributeError:
+                    # not assigned
+                    continue
 
 
 def _enclosed(function: types.FunctionType) -> Iterator[Any]:

@@ -63,14 +63,19 @@ def chosen(offer: Offer, name: str, hub_repo: str = "") -> Checkpoint:
     return open_checkpoint(path, offer.kind.component)
 
 
-def chosen_fingerprint(offer: Offer, name: str, hub_repo: str = "") -> tuple:
+def chosen_fingerprint(offer: Offer, name: str | None, hub_repo: str | None = "") -> tuple:
     """Changes when another model is chosen, or a file of it changes, that of its costs too.
 
-    A repository counts by its name: the Hub is not asked.
+    A repository counts by its name: the Hub is not asked. What another node gives is None here, and always counts the
+    same: the host looks at that node.
     """
+    if hub_repo is None:
+        return ()
     hub_repo = hub_repo.strip()
     if hub_repo:
         return (hub_repo,)
+    if name is None:
+        return ()
     path = _path(offer, name)
     costs = os.path.normpath(path) + COSTS_SUFFIX
     return (path, *(_state(file) for file in [*_files(path), *([costs] if os.path.isfile(costs) else [])]))

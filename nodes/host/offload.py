@@ -38,7 +38,7 @@ def borrowed(
 def copied(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """``tensor``, packed or plain, on another device. From pinned memory the copying does not wait."""
     non_blocking = memory.device_supports_non_blocking(device)
-    return _with_plain_tensors(tensor, [part.to(device, non_blocking=non_blocking) for part in plain_tensors(tensor)])
+    return with_plain_tensors(tensor, [part.to(device, non_blocking=non_blocking) for part in plain_tensors(tensor)])
 
 
 def pinned(tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor] | None:
@@ -71,20 +71,20 @@ def placed(tensor: torch.Tensor, block: torch.Tensor) -> torch.Tensor:
         place = block[at : at + part.nbytes].view(part.dtype).view(part.shape)
         copies.append(place.copy_(part))
         at += _room(part)
-    return _with_plain_tensors(tensor, copies)
+    return with_plain_tensors(tensor, copies)
 
 
-def _room(part: torch.Tensor) -> int:
-    return -(-part.nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def _with_plain_tensors(tensor: torch.Tensor, parts: list[torch.Tensor]) -> torch.Tensor:
+def with_plain_tensors(tensor: torch.Tensor, parts: list[torch.Tensor]) -> torch.Tensor:
     """``tensor`` with other tensors of the same sizes as :func:`plain_tensors`."""
     if not is_packed(tensor):
         return parts[0]
     data, *statistics = parts
     fields = dict(zip(tensor._params._tensor_fields(), statistics, strict=True))
     return QuantizedTensor(data, tensor._layout_cls, dataclasses.replace(tensor._params, **fields))
+
+
+def _room(part: torch.Tensor) -> int:
+    return -(-part.nbytes // ALIGNMENT) * ALIGNMENT
 
 
 def _on(stream) -> contextlib.AbstractContextManager:

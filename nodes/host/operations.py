@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
 
 import comfy.ops
@@ -14,7 +15,7 @@ from ...quant_core.layouts import Parts, dequantize, is_packed, plain_tensors
 from ...quant_core.linear import linear
 from ...quant_core.lora import LowRank
 from .layer_operators import number_of
-from .offload import borrowed
+from .offload import borrowed, with_plain_tensors
 
 
 class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
@@ -43,6 +44,17 @@ class PackedLinear(torch.nn.Module, comfy.ops.CastWeightBiasOp):
     def __setstate__(self, state):
         super().__setstate__(state)
         self.take_number()
+
+    def __deepcopy__(self, memo):
+        # hosts copy what a patcher's options hold; of packed weights torch copies a storage, which they have not
+        weight = self.weight
+        if is_packed(weight) and id(weight) not in memo:
+            memo[id(weight)] = _frozen(with_plain_tensors(weight, [part.clone() for part in plain_tensors(weight)]))
+        made = memo[id(self)] = self.__class__.__new__(self.__class__)
+        # the copy is neither pinned nor in a graph that runs
+        state = {name: value for name, value in vars(self).items() if name not in ("pinned_block", "parts")}
+        made.__setstate__(copy.deepcopy(state, memo))
+        return made
 
     def take_number(self):
         """Be known to the operators of compiled graphs as another layer than the one that this is a copy of."""

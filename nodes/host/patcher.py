@@ -101,7 +101,12 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         attached = self.model.current_weight_patches_uuid
         if attached is not None and attached != self.patches_uuid and self._can_swap_patches():
             # the host would move the whole model off the device and back
-            self._swap_patches()
+            try:
+                self._swap_patches()
+            except BaseException:
+                # as the host does where loading fails: a mix of two clones' patches would be taken for either
+                self.detach()
+                raise
         return super().partially_load(device_to, extra_memory, force_patch_weights)
 
     def _load_list(self, *args, **kwargs):
@@ -192,6 +197,7 @@ class PackedModelPatcher(comfy.model_patcher.ModelPatcher):
         if getattr(self.model, "low_rank_uuid", None) == self.patches_uuid:
             return
         patches = self._patches_of_layers()
+        self.model.low_rank_uuid = None  # until all of them are there
         for name, layer in self._layers().items():
             _, plain = patches.get(name, ([], []))
             layer.low_rank = merge(plain, layer.out_features, self._dtype(layer), layer.weight.device)

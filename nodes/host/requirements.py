@@ -29,7 +29,7 @@ SYMBOLS = {
     ),
     "comfy.model_patcher": ("LowVramPatch", "ModelPatcher", "wipe_lowvram_weight"),
     "comfy.ops": ("CastWeightBiasOp", "manual_cast", "run_every_op"),
-    "comfy.patcher_extension": ("CallbacksMP", "PatcherInjection", "WrapperExecutor", "WrappersMP"),
+    "comfy.patcher_extension": ("CallbacksMP", "WrapperExecutor", "WrappersMP"),
     "comfy.quant_ops": ("QuantizedTensor",),
     "comfy.sample": ("fix_empty_latent_channels", "prepare_noise", "sample"),
     "comfy.samplers": ("CFGGuider", "KSAMPLER", "KSampler", "calculate_sigmas", "ksampler"),
@@ -54,8 +54,8 @@ PATCHER_METHODS = (
 
 # what is called of torch.ops.bitsandbytes
 OPERATORS = (
-    "dequantize_4bit", "dequantize_blockwise", "gemm_4bit", "int8_mixed_scaled_mm", "int8_scaled_mm",
-    "int8_vectorwise_dequant", "int8_vectorwise_quant",
+    "dequantize_4bit", "dequantize_blockwise", "gemm_4bit", "int8_linear_matmul", "int8_mixed_scaled_mm",
+    "int8_mm_dequant", "int8_scaled_mm", "int8_vectorwise_dequant", "int8_vectorwise_quant",
 )  # fmt: skip
 
 

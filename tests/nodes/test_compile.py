@@ -1,6 +1,8 @@
 """The Compile node: what is compiled, what is not compiled again, and what its report says of it."""
 
+import gc
 import logging
+import weakref
 
 import comfy.ldm.flux.math
 import comfy.ldm.modules.attention
@@ -20,7 +22,8 @@ from flux_predictions import relative_error
 from host_models import with_loras
 from quantflux.nodes.compile import QuantFluxCompile
 from quantflux.nodes.dequantize import QuantFluxDequantize
-from quantflux.nodes.host.compile_settings import while_compiling
+from quantflux.nodes.host import compile_report
+from quantflux.nodes.host.compile_settings import CompileSettings, while_compiling
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.host.operations import operations, packed_linears
 from quantflux.nodes.quantize import QuantFluxQuantize
@@ -199,6 +202,22 @@ def test_the_report_is_on_the_node_before_and_after_sampling(flux_file, caplog):
     assert "DoubleStreamBlock · 128×128, 16 text tokens · " in text
     # once, after the sampling that compiled
     assert len([r for r in caplog.records if r.getMessage().startswith("Compile: 2 graphs")]) == 1
+
+
+def test_a_copy_of_a_model_begins_without_its_reports(models, monkeypatch):
+    plain = models(QuantConfig("none"))
+    _, figures = compiled(plain, backend="aot_eager")
+    figures["steps"] = 7
+    # as when the copy comes to lie where a model was that is gone
+    monkeypatch.setattr(compile_report, "id", lambda model: 0, raising=False)
+    copied = QuantFluxQuantize.execute(plain, QuantConfig("nf4")).args[0]
+    assert compiled(copied, backend="aot_eager")[1]["steps"] == 0
+    assert compiled(plain.clone(), backend="aot_eager")[1] is figures
+    assert compiled(plain, backend="eager")[1]["steps"] == 0
+    alive = weakref.ref(compile_report.report_of(copied.model, CompileSettings("eager"), []))
+    del copied
+    gc.collect()
+    assert alive() is None
 
 
 def breaking(function, *args, **kwargs):

@@ -3,6 +3,7 @@
 import comfy.model_management
 import comfy.model_patcher
 import comfy.patcher_extension
+import comfy.sd
 import folder_paths
 import loras
 import pytest
@@ -194,6 +195,20 @@ def test_what_holds_the_packed_layers_is_refused(flux_file, wrap):
         packed.add_object_patch("diffusion_model.img_in", torch.nn.Sequential(packed.model.diffusion_model.img_in))
     with pytest.raises(ConfigError, match="Put Dequantize right behind the loader"):
         run(model=packed)
+
+
+@pytest.mark.skipif(not hasattr(comfy.sd, "load_bypass_lora_for_models"), reason="this host has no LoRA bypass")
+def test_a_lora_bypass_is_refused_and_works_behind_it(flux_file):
+    packed = model_of(flux_file)
+    before, expected = predict(packed), predict(with_loras(packed, loras.kohya()))
+
+    def bypassing(model):
+        return comfy.sd.load_bypass_lora_for_models(model, None, loras.kohya(), 1.0, 0.0)[0]
+
+    with pytest.raises(ConfigError, match="holds its layers.*bypass mode"):
+        run(model=bypassing(packed))
+    assert relative_error(predict(bypassing(run("float32", model=packed)[0])), expected) < 2e-3
+    assert torch.equal(predict(packed), before)
 
 
 def test_too_little_memory_is_told_with_the_numbers(flux_file, monkeypatch):

@@ -1,16 +1,21 @@
 """What the combos of the loaders offer, in the host's own model folders."""
 
+import asyncio
 import json
 import os
 import shutil
 import struct
 import tracemalloc
 
+import execution
 import folder_paths
 import pytest
 import small_models
 import torch
+from comfy_execution.graph import DynamicPrompt
 from quantflux.nodes.host.folders import CLIP_LS, FROM_HUB, T5S, TRANSFORMERS, chosen, chosen_fingerprint, names
+from quantflux.nodes.load_t5 import QuantFluxLoadT5
+from quantflux.nodes.load_transformer import QuantFluxLoadTransformer
 from quantflux.quant_core.errors import ConfigError
 from safetensors.torch import load_file, save_file
 
@@ -136,3 +141,24 @@ def test_the_fingerprint_changes_with_any_file_of_a_folder(pipeline):
     os.utime(shard, ns=(1, 1))
     assert chosen_fingerprint(TRANSFORMERS, "maker/FLUX-small") != before
     assert chosen_fingerprint(TRANSFORMERS, "", "owner/name") == ("owner/name",)
+
+
+LINK = ["1", 0]  # to another node, whose output the host does not have yet when it asks whether a node changed
+
+
+@pytest.mark.parametrize(
+    "node, inputs, constant",
+    [
+        (QuantFluxLoadTransformer, {"model_name": LINK}, ()),
+        (QuantFluxLoadTransformer, {"model_name": FROM_HUB, "hub_repo": LINK}, ()),
+        (QuantFluxLoadTransformer, {"model_name": LINK, "hub_repo": "owner/name", "config": LINK}, ("owner/name",)),
+        (QuantFluxLoadT5, {"t5_name": LINK, "clip_l_name": LINK}, ((), ())),
+        (QuantFluxLoadT5, {"t5_name": FROM_HUB, "clip_l_name": LINK, "hub_repo": LINK}, ((), ())),
+    ],
+)
+def test_what_another_node_gives_reloads_nothing(models, monkeypatch, node, inputs, constant):
+    schema = node.define_schema()
+    monkeypatch.setitem(execution.nodes.NODE_CLASS_MAPPINGS, schema.node_id, node)
+    prompt = {"2": {"class_type": schema.node_id, "inputs": inputs}}
+    changed = execution.IsChangedCache("prompt", DynamicPrompt(prompt), None)
+    assert asyncio.run(changed.get("2")) == [constant]

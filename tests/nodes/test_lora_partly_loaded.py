@@ -1,12 +1,16 @@
 """LoRAs and other patches on a packed model of which a part is on the device, and orders in which they come and go."""
 
+import itertools
+
 import comfy.model_management
 import loras
 import pytest
 import torch
+from comfy import lora
 from flux_predictions import predict, relative_error
 from host_models import with_loras
 from quantflux.nodes.dequantize import QuantFluxDequantize
+from quantflux.nodes.host import patcher
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.quant_core.checkpoint import open_checkpoint
 from quantflux.quant_core.config import QuantConfig
@@ -128,3 +132,46 @@ def test_a_lora_used_twice_is_not_moved_past_what_does_more_than_add(packed, bet
     ours, expected = (predict(with_loras(model, twice, other, twice)) for model in (base, plain))
     assert relative_error(ours, expected) < UNEQUAL
     assert relative_error(expected, predict(with_loras(plain, other))) > 2 * UNEQUAL
+
+
+def failing_at(call, function):
+    """``function``, whose so many-th call finds no memory."""
+    calls = itertools.count(1)
+
+    def failing(*args, **kwargs):
+        if next(calls) == call:
+            raise comfy.model_management.OOM_EXCEPTION("out of memory")
+        return function(*args, **kwargs)
+
+    return failing
+
+
+@pytest.mark.parametrize(
+    "share, module, name, call",
+    [(None, patcher, "merge", 1), (None, patcher, "merge", 8), (None, lora, "calculate_weight", 1)]
+    + [(0.6, patcher, "merge", 8)],
+)
+def test_a_swap_that_finds_no_memory_leaves_no_patches(packed, monkeypatch, share, module, name, call):
+    base = packed(QuantConfig("nf4", skip_modules=("linear2",)))
+    one, other = (with_loras(base, loras.kohya(seed), loras.peft(seed), loras.full_difference()) for seed in (1, 2))
+    expected = {name: predict(clone) for name, clone in (("base", base), ("one", one), ("other", other))}
+    assert relative_error(expected["other"], expected["one"]) > 2 * UNEQUAL
+    unload(other)
+    if share is None:
+        comfy.model_management.load_models_gpu([one])
+    else:
+        load_within(one, int(share * base.model_size()))
+    monkeypatch.setattr(module, name, failing_at(call, getattr(module, name)))
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION):
+        if share is None:
+            predict(other)
+        else:
+            load_within(other, int(share * base.model_size()))
+    monkeypatch.undo()
+    assert not base.backup and base.loaded_size() == 0
+    assert base.model.current_weight_patches_uuid is None and base.model.low_rank_uuid is None
+    for layer in base.model.modules():
+        assert not getattr(layer, "weight_function", []) and getattr(layer, "low_rank", None) is None
+    comfy.model_management.unload_all_models()
+    for name, clone in (("one", one), ("other", other), ("base", base)):
+        assert torch.equal(predict(clone), expected[name]), name

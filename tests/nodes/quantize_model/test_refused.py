@@ -1,7 +1,14 @@
 """What Quantize Model hands on as it is, and what it refuses."""
 
+import functools
+import logging
+import threading
+import weakref
+from types import SimpleNamespace
+
 import comfy.model_patcher
 import comfy.patcher_extension
+import comfy.sd
 import folder_paths
 import pytest
 import torch
@@ -109,16 +116,100 @@ def injected(model):
     model.set_injections("one", [injection])
 
 
+class Slotted:
+    __slots__ = ("module", "not_assigned")
+
+    def __init__(self, module):
+        self.module = module
+
+
+class Manager:
+    """As the host's bypass keeps the layers whose forward it puts another in the place of."""
+
+    def __init__(self, layer):
+        self.hooks = [Slotted(layer)]
+
+    def injection(self):
+        def inject(patcher):
+            return self.hooks
+
+        return comfy.patcher_extension.PatcherInjection(inject=inject, eject=lambda _: None)
+
+
+def injected_by_an_object(model):
+    model.set_injections("one", [Manager(model.model.diffusion_model.final_layer.linear).injection()])
+
+
+def in_an_option_of_an_object(model):
+    held = Slotted({"block": Slotted(model.model.diffusion_model.joint_blocks[0])})
+    model.set_model_attn1_replace(functools.partial(print, held), "input", 1)
+
+
 def hooked(model):
     model.model.diffusion_model.final_layer.linear.register_forward_hook(lambda *args: None)
 
 
-@pytest.mark.parametrize("hold", [compiled, wrapped, with_a_bound_method, with_a_closure, injected, hooked])
+HOLDING = [
+    compiled, wrapped, with_a_bound_method, with_a_closure, injected, injected_by_an_object, in_an_option_of_an_object,
+    hooked,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hold", HOLDING)
 def test_what_holds_the_layers_is_refused(hold):
     stock = MAKERS["SD3"]().clone()
     hold(stock)
-    with pytest.raises(ConfigError, match="Put Quantize Model right behind the loader"):
+    with pytest.raises(ConfigError, match="bypass mode does so too. Put Quantize Model right behind the loader"):
         quantize_model(stock)
+
+
+@pytest.mark.skipif(not hasattr(comfy.sd, "load_bypass_lora_for_models"), reason="this host has no LoRA bypass")
+def test_a_lora_bypass_is_refused_and_works_behind_quantize_model():
+    stock = MAKERS["SD3"]()
+    expected = denoised(quantize_model(stock))
+    linear = stock.model.diffusion_model.final_layer.linear
+    generator = torch.Generator().manual_seed(1)
+    lora = {
+        "diffusion_model.final_layer.linear.lora_A.weight": torch.randn(4, linear.in_features, generator=generator),
+        "diffusion_model.final_layer.linear.lora_B.weight": torch.randn(linear.out_features, 4, generator=generator),
+    }
+
+    def bypassing(model):
+        return comfy.sd.load_bypass_lora_for_models(model, None, lora, 1.0, 0.0)[0]
+
+    with pytest.raises(ConfigError, match="holds its layers.*bypass mode"):
+        quantize_model(bypassing(stock))
+    behind = denoised(bypassing(quantize_model(stock)))
+    assert relative_error(behind, expected) > 0.1
+    assert torch.equal(denoised(quantize_model(stock)), expected)
+
+
+class OfAnotherNode:
+    """Keeps what nodes keep of a model without using its layers: a patcher of it, its sampling, and itself."""
+
+    def __init__(self, model):
+        self.model, self.sampling = model, model.get_model_object("model_sampling")
+        self.to_sigma = self.sampling.percent_to_sigma
+        self.itself, self.known = self, weakref.ref(model.model.diffusion_model)
+        self.log, self.lock = logging.getLogger(), threading.Lock()
+        self.weights = {"to_k": torch.nn.Linear(64, 64)}
+
+    def __call__(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+def test_objects_that_hold_no_layer_are_not_refused():
+    stock = MAKERS["SD3"]().clone()
+    expected = denoised(quantize_model(stock))
+    # after sampling, which leaves things of its own on a model
+    denoised(stock)
+    held = OfAnotherNode(stock)
+    around = SimpleNamespace(held=held)
+    stock.add_callback(comfy.patcher_extension.CallbacksMP.ON_CLEANUP, held)
+    stock.add_object_patch("model_sampling", held.sampling)
+    stock.set_model_attn1_patch(lambda *args: around)
+    stock.add_wrapper(comfy.patcher_extension.WrappersMP.OUTER_SAMPLE, held.__call__)
+    assert torch.equal(denoised(quantize_model(stock)), expected)
 
 
 def test_hook_loras_are_refused():
