@@ -246,7 +246,10 @@ def _hold(values: Iterable[Any], layers: set[int]) -> bool:
 
 
 def _within(value: Any) -> Iterator[Any]:
-    """What a container contains, a function encloses, or an object has as attributes."""
+    """What a container contains, a function encloses, or an object has as attributes.
+
+    Containers are copied before they are gone through: another thread of the host's may change them meanwhile.
+    """
     if isinstance(value, torch.nn.Module):
         return
     if isinstance(value, types.MethodType):
@@ -256,9 +259,9 @@ def _within(value: Any) -> Iterator[Any]:
     elif isinstance(value, functools.partial):
         yield from (value.func, *value.args, *value.keywords.values())
     elif isinstance(value, Mapping):
-        yield from value.values()
+        yield from list(value.values())
     elif isinstance(value, (list, tuple, set, frozenset, deque)):
-        yield from value
+        yield from list(value)
     if str(type(value).__module__).partition(".")[0] not in _LIBRARIES:
         yield from _attributes(value)
 
@@ -266,7 +269,7 @@ def _within(value: Any) -> Iterator[Any]:
 def _attributes(value: Any) -> Iterator[Any]:
     """Those of the object itself, without asking its class, which may make some up."""
     try:
-        yield from object.__getattribute__(value, "__dict__").values()
+        yield from list(object.__getattribute__(value, "__dict__").values())
     except AttributeError:
         # it has only slots
         pass
