@@ -30,6 +30,8 @@ EAGER = (
     *("ours-nf4", "ours-nf4-dq", "ours-nf4-fp8", "ours-fp4", "ours-int8-t0", "ours-int8-t6"),
 )
 ALL = (*EAGER, *(f"{name}-compile" for name in EAGER))
+RATIOS = {"ratio": "step_s", "streamed_ratio": "streamed_step_s", "kernel_ratio": "kernel_s"}
+COLUMNS = {"ratio": "ratio", "streamed_ratio": "streamed", "kernel_ratio": "kernels"}
 
 
 def parse() -> argparse.Namespace:
@@ -84,19 +86,27 @@ def measure(variant: str, arguments: argparse.Namespace, references: str) -> Ite
         yield {"variant": variant, "error": str(failure)}
 
 
+def ratios(record: dict, baseline: dict) -> dict[str, float]:
+    """Of the times of ``record`` to those of the baseline, as far as both have them."""
+    return {ratio: record[key] / baseline[key] for ratio, key in RATIOS.items() if key in record and key in baseline}
+
+
 def table(records: list[dict]) -> str:
     """Medians over the rounds, as Markdown."""
     rows = []
+    shown = [ratio for ratio in RATIOS if any(ratio in record for record in records)]
     points = list(dict.fromkeys(Point.of(record) for record in records if "size" in record))
     for variant in dict.fromkeys(record["variant"] for record in records):
         for point in points:
-            row = median_row(variant, [r for r in records if r["variant"] == variant and Point.of(r) == point])
+            there = [r for r in records if r["variant"] == variant and Point.of(r) == point]
+            row = median_row(variant, there, shown)
             rows.append([*row[:1], *([str(point)] if len(points) > 1 else []), *row[1:]])
     where = ["at"] if len(points) > 1 else []
-    return markdown(["variant", *where, "s/step", "ratio", "min-max s", "peak GiB", "load s", "error"], rows)
+    columns = ["s/step", *(COLUMNS[ratio] for ratio in shown), "min-max s", "peak GiB", "load s", "error"]
+    return markdown(["variant", *where, *columns], rows)
 
 
-def median_row(variant: str, records: list[dict]) -> list[str]:
+def median_row(variant: str, records: list[dict], shown: Sequence[str]) -> list[str]:
     good = [record for record in records if "error" not in record]
     if not good:
         return [variant, "failed"]
@@ -107,7 +117,7 @@ def median_row(variant: str, records: list[dict]) -> list[str]:
     return [
         variant,
         f"{median('step_s'):.4f}",
-        f"{median('ratio'):.3f}" if all("ratio" in record for record in good) else "",
+        *(f"{median(ratio):.3f}" if all(ratio in record for record in good) else "" for ratio in shown),
         f"{min(r['step_min_s'] for r in good):.4f}-{max(r['step_max_s'] for r in good):.4f}",
         f"{median('peak_gib'):.2f}",
         f"{median('load_s'):.1f}",
@@ -122,21 +132,21 @@ def main():
     variants = sorted(arguments.variants, key=BASELINE.__ne__)  # the baseline first
     records = Records(arguments.out)
     deadline = time.monotonic() + 60 * arguments.minutes
-    baseline: dict[tuple[int, Point], float] = {}
+    baselines: dict[tuple[int, Point], dict] = {}
     with tempfile.TemporaryDirectory() as references, peers_files(variants, arguments.checkpoint):
         for round_number, variant in itertools.product(range(arguments.rounds), variants):
             if time.monotonic() > deadline:
                 print(f"left out, {arguments.minutes:g} minutes are over: {variant}, round {round_number}", flush=True)
                 continue
             for record in measure(variant, arguments, references):
-                if variant == BASELINE and "error" in record and not baseline:
+                if variant == BASELINE and "error" in record and not baselines:
                     raise SystemExit(f"{BASELINE} failed, so there is nothing to compare with: {record['error']}")
                 if "step_s" in record:
                     place = round_number, Point.of(record)
                     if variant == BASELINE:
-                        baseline[place] = record["step_s"]
-                    if place in baseline:
-                        record["ratio"] = record["step_s"] / baseline[place]
+                        baselines[place] = record
+                    if place in baselines:
+                        record |= ratios(record, baselines[place])
                 records.add(record | {"round": round_number})
     records.finish(table)
     draw([arguments.out], os.path.splitext(arguments.out)[0] + ".png")

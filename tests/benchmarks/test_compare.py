@@ -56,6 +56,16 @@ def test_the_table_has_medians_for_each_variant_and_point():
     assert len(rows) == 2 + 2 * 4
 
 
+def test_each_time_is_compared_with_the_same_time_of_the_baseline():
+    baseline = {"step_s": 0.2, "streamed_step_s": 0.4, "kernel_s": 0.5}
+    own = {"step_s": 0.1, "streamed_step_s": 0.1, "first_step_s": 3.0}
+    assert compare.ratios(own, baseline) == {"ratio": 0.5, "streamed_ratio": 0.25}
+    assert compare.ratios(own | {"kernel_s": 0.05}, baseline)["kernel_ratio"] == 0.1
+    header, _, row = compare.table([record("ours-nf4", 0.5, streamed_ratio=0.25)]).splitlines()
+    cells = dict(zip(*([cell.strip() for cell in line.split("|")] for line in (header, row)), strict=True))
+    assert (cells["ratio"], cells["streamed"]) == ("0.500", "0.250") and "kernels" not in cells
+
+
 def test_records_from_before_there_were_points_are_read():
     records = [json.loads(line) for line in OLD.read_text().splitlines()]
     rows = compare.table(records).splitlines()[2:]
