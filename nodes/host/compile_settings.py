@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch._dynamo
+import torch._inductor
 
 from ...quant_core.errors import ConfigError
 from ...quant_core.kernels.read_once import kernels_read_once
@@ -21,6 +22,9 @@ _PACKAGES = {"openxla": "torch_xla", "tvm": "tvm", "onnxrt": "onnxruntime"}
 # for finding faults: torch does not list them, but takes them
 _FAULT_FINDERS = ("aot_eager", "eager")
 _RECOMPILE_LIMIT = 64
+# Two kernels for each normalization, one of which holds a row in registers; the first step measures which is faster,
+# and the cache on disk keeps it. By itself inductor writes one, the slower for sizes such as FLUX's (docs/speed.md).
+_MORE_KERNELS = {"triton.multi_kernel": 1}
 _NO_GRAPHS = "cudaMallocAsync"
 
 
@@ -68,13 +72,13 @@ class CompileSettings:
 
     @property
     def arguments(self) -> dict:
-        """Of torch.compile."""
-        return {
-            "backend": self.backend,
-            "mode": None if self.mode == "default" else self.mode,
-            "fullgraph": self.fullgraph,
-            "dynamic": DYNAMIC[self.dynamic],
-        }
+        """Of torch.compile, which takes either a mode or options: what a mode stands for is among the options."""
+        dynamic, options = DYNAMIC[self.dynamic], None
+        if self.backend == INDUCTOR:
+            options = torch._inductor.list_mode_options(self.mode, dynamic)
+            if not self.has_cuda_graphs:  # nothing is measured while a graph is recorded
+                options = options | _MORE_KERNELS
+        return {"backend": self.backend, "options": options, "fullgraph": self.fullgraph, "dynamic": dynamic}
 
     @property
     def has_cuda_graphs(self) -> bool:
