@@ -76,7 +76,7 @@ class CompileSettings:
         dynamic, options = DYNAMIC[self.dynamic], None
         if self.backend == INDUCTOR:
             options = torch._inductor.list_mode_options(self.mode, dynamic)
-            if not self.has_cuda_graphs:  # nothing is measured while a graph is recorded
+            if not self.has_cuda_graphs:  # to measure beside them was not tried
                 options = options | _MORE_KERNELS
         return {"backend": self.backend, "options": options, "fullgraph": self.fullgraph, "dynamic": dynamic}
 
