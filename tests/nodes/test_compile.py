@@ -23,7 +23,7 @@ from host_models import with_loras
 from quantflux.nodes.compile import QuantFluxCompile
 from quantflux.nodes.dequantize import QuantFluxDequantize
 from quantflux.nodes.host import between, compile_report
-from quantflux.nodes.host.compile_settings import MODES, CompileSettings, while_compiling
+from quantflux.nodes.host.compile_settings import CompileSettings
 from quantflux.nodes.host.flux_model import load_flux_model
 from quantflux.nodes.host.operations import operations, packed_linears
 from quantflux.nodes.quantize import QuantFluxQuantize
@@ -32,7 +32,6 @@ from quantflux.quant_core.config import QuantConfig
 from quantflux.quant_core.errors import ConfigError
 from quantflux.quant_core.layouts import is_packed, plain_tensors, quantize
 from quantflux.quant_core.source import flux_source
-from torch._higher_order_ops import triton_kernel_wrap
 
 CONFIGS = [
     QuantConfig("nf4"),
@@ -172,19 +171,6 @@ def test_another_lora_and_another_strength_compile_nothing_again(models, make, l
         one, _ = with_lora(tensors, strength=strength)
         assert relative_error(sample(one), sample(with_loras(model, tensors, strength=strength))) < 1e-6
     assert len(figures["graphs"]) == known and figures["graph_breaks"] == {}
-
-
-def test_inductor_measures_which_kernels_are_faster_where_no_cuda_graph_records_it():
-    options = {mode: CompileSettings(mode=mode).arguments["options"] for mode in MODES}
-    assert options["default"] == {"triton.multi_kernel": 1}
-    assert options["max-autotune-no-cudagraphs"] == {"triton.multi_kernel": 1} | torch._inductor.list_mode_options(
-        "max-autotune-no-cudagraphs"
-    )
-    for mode in ("reduce-overhead", "max-autotune"):
-        assert options[mode] == torch._inductor.list_mode_options(mode)
-    assert CompileSettings("aot_eager").arguments["options"] is None
-    # which raises where torch does not know one
-    torch.compile(torch.sin, **CompileSettings().arguments)
 
 
 @pytest.mark.parametrize("dynamic, graphs", [("on", [2, 2, 2, 2]), ("off", [2, 3, 4, 4]), ("auto", [2, 3, 3, 3])])
@@ -332,40 +318,6 @@ def test_the_transformer_blocks_of_a_u_net_are_compiled(monkeypatch):
 def test_dequantize_refuses_a_compiled_model(models):
     with pytest.raises(ConfigError, match="was compiled"):
         QuantFluxDequantize.execute("auto", model=compiled(models())[0])
-
-
-@pytest.mark.parametrize(
-    "inputs, message",
-    [
-        ({"backend": "fast"}, "backend is 'fast'. Use one of inductor, "),
-        ({"mode": "fast"}, "mode is 'fast'. Use one of default, "),
-        ({"dynamic": "yes"}, "dynamic is 'yes'. Use one of auto, on, off."),
-        (
-            {"mode": "max-autotune"},
-            "mode max-autotune is one of inductor's, and backend is eager. Set mode to default.",
-        ),
-    ],
-)
-def test_values_that_are_no_choice_are_refused(models, inputs, message):
-    with pytest.raises(ConfigError) as error:
-        compiled(models(), **inputs)
-    assert str(error.value).startswith(message)
-
-
-def test_kernels_are_read_once_while_compiling():
-    original = triton_kernel_wrap.generate_ttir
-    with while_compiling():
-        assert triton_kernel_wrap.generate_ttir is not original
-    assert triton_kernel_wrap.generate_ttir is original
-
-
-@pytest.mark.parametrize("inputs", [{"backend": "inductor", "mode": "reduce-overhead"}, {"backend": "cudagraphs"}])
-def test_cuda_graphs_are_refused_where_the_allocator_cannot_hold_them(models, inputs, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
-    model = models().clone()
-    model.load_device = torch.device("cuda", 0)
-    with pytest.raises(ConfigError, match="Start ComfyUI with --disable-cuda-malloc"):
-        compiled(model, **inputs)
 
 
 @pytest.mark.skipif(has_accelerator(), reason="on a CPU inductor needs a C++ compiler")
