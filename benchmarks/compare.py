@@ -30,8 +30,12 @@ EAGER = (
     *("ours-nf4", "ours-nf4-dq", "ours-nf4-fp8", "ours-fp4", "ours-int8-t0", "ours-int8-t6"),
 )
 ALL = (*EAGER, *(f"{name}-compile" for name in EAGER))
-RATIOS = {"ratio": "step_s", "streamed_ratio": "streamed_step_s", "kernel_ratio": "kernel_s"}
-COLUMNS = {"ratio": "ratio", "streamed_ratio": "streamed", "kernel_ratio": "kernels"}
+# of a record -> the times that it is of, and its column
+RATIOS = {
+    "ratio": ("step_s", "ratio"),
+    "streamed_ratio": ("streamed_step_s", "in a row"),
+    "kernel_ratio": ("kernel_s", "kernels"),
+}
 
 
 def parse() -> argparse.Namespace:
@@ -88,7 +92,9 @@ def measure(variant: str, arguments: argparse.Namespace, references: str) -> Ite
 
 def ratios(record: dict, baseline: dict) -> dict[str, float]:
     """Of the times of ``record`` to those of the baseline, as far as both have them."""
-    return {ratio: record[key] / baseline[key] for ratio, key in RATIOS.items() if key in record and key in baseline}
+    return {
+        ratio: record[key] / baseline[key] for ratio, (key, _) in RATIOS.items() if key in record and key in baseline
+    }
 
 
 def table(records: list[dict]) -> str:
@@ -102,7 +108,7 @@ def table(records: list[dict]) -> str:
             row = median_row(variant, there, shown)
             rows.append([*row[:1], *([str(point)] if len(points) > 1 else []), *row[1:]])
     where = ["at"] if len(points) > 1 else []
-    columns = ["s/step", *(COLUMNS[ratio] for ratio in shown), "min-max s", "peak GiB", "load s", "error"]
+    columns = ["s/step", *(RATIOS[ratio][1] for ratio in shown), "min-max s", "peak GiB", "load s", "error"]
     return markdown(["variant", *where, *columns], rows)
 
 

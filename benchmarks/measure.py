@@ -212,7 +212,7 @@ def measured(model, point: Point, arguments: argparse.Namespace, thorough: bool)
         comfy.model_management.unload_all_models()
         again, _ = sample(model, arguments.steps, point)
         record["bit_equal_after_reload"] = torch.equal(result, again)
-    if arguments.kernels and thorough:
+    if arguments.kernels and thorough and torch.cuda.is_available():
         record["kernel_s"] = kernel_seconds(model, point)
     return record
 

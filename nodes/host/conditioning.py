@@ -2,7 +2,7 @@
 
 The host copies it there anew in each step, and with megabytes of it from memory that is not pinned CUDA waits until the
 card is done with what was issued before: the card then idles until the next step has been issued. On an H200 that copy
-took 66 to 86 ms of a step (2026-11-30).
+took 66 to 92 ms of a step (2026-11-30).
 """
 
 from __future__ import annotations

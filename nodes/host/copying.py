@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import types
@@ -268,19 +269,13 @@ def _within(value: Any) -> Iterator[Any]:
 
 def _attributes(value: Any) -> Iterator[Any]:
     """Those of the object itself, without asking its class, which may make some up."""
-    try:
+    with contextlib.suppress(AttributeError):  # it has only slots
         yield from list(object.__getattribute__(value, "__dict__").values())
-    except AttributeError:
-        # it has only slots
-        pass
     for base in type(value).__mro__:
         for member in vars(base).values():
             if isinstance(member, types.MemberDescriptorType):
-                try:
+                with contextlib.suppress(AttributeError):  # not assigned
                     yield member.__get__(value)
-                except AttributeError:
-                    # not assigned
-                    continue
 
 
 def _enclosed(function: types.FunctionType) -> Iterator[Any]:

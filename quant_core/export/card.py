@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import safe_open
 
 from ..config import QuantConfig
-from ..folder import folder_config, weight_files
+from ..folder import INDEX_SUFFIX, folder_config, weight_files
 from ..header import explained
 from ..recipe import METADATA_KEY
 
@@ -125,5 +125,5 @@ def folder_files(folder: str) -> tuple[str, list[str]]:
     """(``config.json``, files of weights and their index) of a folder, by name."""
     weights, _ = weight_files(folder)
     names = [os.path.basename(path) for path in weights]
-    indexes = [name for name in sorted(os.listdir(folder)) if name.endswith(".safetensors.index.json")]
+    indexes = [name for name in sorted(os.listdir(folder)) if name.endswith(INDEX_SUFFIX)]
     return "config.json", names + (indexes if len(names) > 1 else [])

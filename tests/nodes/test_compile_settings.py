@@ -1,11 +1,19 @@
 """What the Compile node asks torch for, and what it refuses before anything is compiled."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch._inductor
+from quantflux.nodes.compile import QuantFluxCompile
 from quantflux.nodes.host.compile_settings import MODES, CompileSettings, while_compiling
 from quantflux.quant_core.errors import ConfigError
 from torch._higher_order_ops import triton_kernel_wrap
+
+
+def run(model=None, backend="inductor", mode="default", dynamic="auto"):
+    """The node, of whose ``model`` nothing but its device is looked at before it refuses."""
+    return QuantFluxCompile.execute(model, backend, mode, True, False, dynamic)
 
 
 def test_inductor_measures_which_kernels_are_faster_where_no_cuda_graph_records_it():
@@ -33,7 +41,7 @@ def test_inductor_measures_which_kernels_are_faster_where_no_cuda_graph_records_
 )
 def test_values_that_are_no_choice_are_refused(inputs, message):
     with pytest.raises(ConfigError) as error:
-        CompileSettings(**inputs)
+        run(**inputs)
     assert str(error.value).startswith(message)
 
 
@@ -48,4 +56,4 @@ def test_kernels_are_read_once_while_compiling():
 def test_cuda_graphs_are_refused_where_the_allocator_cannot_hold_them(inputs, monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_allocator_backend", lambda: "cudaMallocAsync")
     with pytest.raises(ConfigError, match="Start ComfyUI with --disable-cuda-malloc"):
-        CompileSettings(**inputs).require_working(torch.device("cuda", 0))
+        run(SimpleNamespace(load_device=torch.device("cuda", 0)), **inputs)
